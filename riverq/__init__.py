@@ -1,0 +1,1 @@
+"""riverq: River, the Postgres job queue, for Python."""

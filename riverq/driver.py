@@ -1,0 +1,141 @@
+"""What riverq asks of a database adapter, and how an adapter is found.
+
+The boundary is low on purpose. A query is a plain function of a SQLAlchemy `Connection`; an adapter only knows how to
+connect well, to listen, to COPY, and to read its own exceptions. Adapters are found by entry point, group
+`riverq.drivers`, under the name of the engine's `dialect.driver`, so anybody can publish one;
+`riverq.testing.driver_suite` is the proof that it fits. See docs/internals/drivers.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from riverq.errors import DriverError
+
+AnyEngine = Engine | AsyncEngine
+E = TypeVar("E", bound=AnyEngine)
+
+
+@dataclass(frozen=True, slots=True)
+class DriverCapabilities:
+    """What an adapter can do: sync engines, async engines, LISTEN, COPY."""
+
+    sync: bool
+    async_: bool
+    listen: bool
+    copy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCapabilities:
+    """What the server can do, found once per engine.
+
+    `listen_notify` and `xmax` are false on YugabyteDB, `returning_old` is true from Postgres 18 on.
+    """
+
+    version_num: int
+    listen_notify: bool = True
+    xmax: bool = True
+    returning_old: bool = False
+
+
+class Notification(NamedTuple):
+    """What a NOTIFY delivered."""
+
+    channel: str
+    payload: str
+
+
+class Listener(Protocol):
+    """One connection of its own that listens. Every method is for the event loop's thread.
+
+    A connection that broke raises `UnavailableError` from whatever method notices first; the listener is then closed
+    and a new one made. Nothing here retries.
+    """
+
+    async def connect(self) -> None:
+        """Open the connection, outside any pool's count. Raises DatabaseError."""
+        ...
+
+    async def listen(self, channel: str) -> None:
+        """LISTEN on `channel`, quoted here."""
+        ...
+
+    async def unlisten(self, channel: str) -> None:
+        """UNLISTEN `channel`."""
+        ...
+
+    async def wait(self, timeout: float) -> list[Notification]:
+        """What arrived, as soon as anything did; empty after `timeout` seconds."""
+        ...
+
+    async def ping(self, timeout: float) -> None:
+        """One round trip. Raises UnavailableError after `timeout` seconds, whatever the network does."""
+        ...
+
+    async def close(self) -> None:
+        """Let the connection go. Never raises, never blocks for more than two seconds, may be called twice."""
+        ...
+
+
+class Driver(Protocol):
+    """An adapter bound to one engine."""
+
+    name: str
+    capabilities: DriverCapabilities
+    engine: AnyEngine
+
+    def __init__(self, engine: AnyEngine) -> None: ...
+
+    @classmethod
+    def make_engine(cls, url: URL, *, asynchronous: bool, application_name: str, **engine_options: Any) -> AnyEngine:
+        """An engine with the settings that work direct and behind PgBouncer in session and in transaction mode."""
+        ...
+
+    def listener(self, engine: AnyEngine) -> Listener:
+        """A listener that takes its connection from `engine`'s pool and detaches it."""
+        ...
+
+    def copy_from(
+        self, conn: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[str | None]]
+    ) -> int:
+        """COPY `rows` of text values (None is NULL) into `table` (quoted by the caller), inside `conn`'s transaction.
+
+        Returns the number of rows. Called on the sync face of the connection, in async engines under `run_sync`.
+        """
+        ...
+
+    def sqlstate(self, error: BaseException) -> str | None:
+        """The SQLSTATE that the adapter's own exception carries, or None."""
+        ...
+
+    def is_disconnect(self, error: BaseException) -> bool:
+        """Whether the adapter's own exception says that the connection is gone. Never reads message texts."""
+        ...
+
+
+GROUP = "riverq.drivers"
+
+
+def load_driver(engine: AnyEngine) -> Driver:
+    """The adapter for `engine`, by its `dialect.driver`. Raises DriverError with the extra to install."""
+    name = engine.dialect.driver
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if engine.dialect.name != "postgresql" or name not in found:
+        url = f"{engine.dialect.name}+{name}"
+        raise DriverError(
+            f"no riverq driver for an engine of {url} "
+            f"(use postgresql+ one of: {', '.join(sorted(found))}; for psycopg: pip install 'riverq[psycopg]')"
+        )
+    try:
+        driver_class: type[Driver] = found[name].load()
+    except ModuleNotFoundError as error:
+        raise DriverError(f"the driver {name} is not installed (pip install 'riverq[{name}]')") from error
+    return driver_class(engine)
