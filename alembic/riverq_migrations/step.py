@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.operations import Operations
 from alembic.util import CommandError
+from sqlalchemy.sql import quoted_name
 
 LOCK_KEY = 125797283492465
 """ASCII "riverq". One key for the whole database: two schemas may share an enum label's side connection, and migrating
@@ -39,6 +40,12 @@ class River:
 
     op: Operations
     schema: str | None
+
+    @classmethod
+    def at(cls, operations: Operations, schema: str | None) -> River:
+        """River in a schema of any name, or where the search_path decides."""
+        # Marked as quoted, because Alembic would split a plain name at its dots.
+        return cls(operations, quoted_name(schema, quote=True) if schema else None)
 
     @cached_property
     def q(self) -> str:
@@ -63,8 +70,8 @@ class River:
         self.op.execute(literal(sql))
 
     def scalar(self, sql: str, **parameters: Any) -> Any:
-        """Ask the database one thing."""
-        return self.connection.scalar(sa.text(sql), parameters)
+        """Ask the database one thing. Where the SQL names the schema there can be no parameters."""
+        return self.connection.scalar(sa.text(sql) if parameters else literal(sql), parameters)
 
     def has_table(self, name: str) -> bool:
         """Whether the table exists in River's schema."""
@@ -124,8 +131,8 @@ def down(version: int, line: str = MAIN) -> Callable[[Body], Step]:
 def _river(operations: Operations | None, schema: str | None) -> River:
     """The caller's operations, or those of the Alembic environment that runs the revision."""
     if operations is not None:
-        return River(operations, schema)
-    river = River(Operations(context.get_context()), _schema_of_environment())
+        return River.at(operations, schema)
+    river = River.at(Operations(context.get_context()), _schema_of_environment())
     # Each revision takes the lock for its transaction: an environment of the application's does not know of it.
     river.execute(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
     if not river.offline:

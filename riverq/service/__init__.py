@@ -7,5 +7,18 @@ from riverq.service.context import ServiceContext
 from riverq.service.service import Service, start_all, stop_all
 from riverq.service.testsignal import TestSignal
 from riverq.service.ticker import Ticker
+from riverq.service.timeout import OperationTimeoutError, within
+from riverq.service.wakeup import Wakeup
 
-__all__ = ["Backoff", "Service", "ServiceContext", "TestSignal", "Ticker", "start_all", "stop_all"]
+__all__ = [
+    "Backoff",
+    "OperationTimeoutError",
+    "Service",
+    "ServiceContext",
+    "TestSignal",
+    "Ticker",
+    "Wakeup",
+    "start_all",
+    "stop_all",
+    "within",
+]

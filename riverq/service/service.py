@@ -3,6 +3,9 @@
 The contract: `start()` while running does nothing. `stop()` while stopped does nothing. A stopped service may start
 again. `stop()` returns once `run()` has ended, and keeps the caller's own cancellation. A `run()` that raises is logged
 and leaves the service startable. Services that cannot simply be cancelled override `request_stop`.
+
+A `stop()` whose caller was cancelled has still asked: `run()` ends in its own time, a second `stop()` waits for that
+without asking again (a second cancellation would tear the first one's clean-up), and `start()` waits for it too.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ class Service:
         self.name = type(self).__name__
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._stop_requested = False
 
     @property
     def is_running(self) -> bool:
@@ -30,15 +34,20 @@ class Service:
     async def start(self) -> None:
         """Begin `run()` in a task of its own. Does nothing while running."""
         async with self._lock:
+            if self._stop_requested and self._task is not None:
+                await asyncio.wait([self._task])
             if not self.is_running:
                 await self.prepare()
+                self._stop_requested = False
                 self._task = asyncio.create_task(self._run_logged(), name=f"riverq.{self.name}")
 
     async def stop(self) -> None:
         """End `run()` and wait for its end. Does nothing while stopped."""
         async with self._lock:
             if self._task is not None:
-                self.request_stop(self._task)
+                if not self._stop_requested:
+                    self._stop_requested = True
+                    self.request_stop(self._task)
                 await asyncio.wait([self._task])  # `await self._task` would swallow the caller's own cancellation
                 self._task = None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 from riverq.service.context import ServiceContext
@@ -13,6 +12,8 @@ class Ticker:
 
     `stagger` delays the first tick by a random part of itself, so that services started together do not run together.
     A tick that takes longer than the interval is followed at once by the next, never by several.
+
+    A plain iterator and no generator: a loop left by cancellation leaves nothing behind that must be closed.
     """
 
     def __init__(
@@ -27,12 +28,16 @@ class Ticker:
         self._interval = interval.total_seconds()
         self._jitter = jitter.total_seconds()
         self._stagger = stagger.total_seconds()
+        self._began: float | None = None
 
-    async def __aiter__(self) -> AsyncIterator[None]:
-        if self._stagger:
-            await self._ctx.clock.sleep(self._ctx.rng.uniform(0, self._stagger))
-        while True:
-            began = self._ctx.clock.monotonic()
-            yield
-            due = began + self._interval + self._ctx.rng.uniform(0, self._jitter)
+    def __aiter__(self) -> Ticker:
+        self._began = None
+        return self
+
+    async def __anext__(self) -> None:
+        if self._began is not None:
+            due = self._began + self._interval + self._ctx.rng.uniform(0, self._jitter)
             await self._ctx.clock.sleep(max(0.0, due - self._ctx.clock.monotonic()))
+        elif self._stagger:
+            await self._ctx.clock.sleep(self._ctx.rng.uniform(0, self._stagger))
+        self._began = self._ctx.clock.monotonic()

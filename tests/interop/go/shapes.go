@@ -45,9 +45,9 @@ type Ordered struct {
 func (Ordered) Kind() string { return "shape_ordered" }
 
 type Floats struct {
-	One  float64            `json:"one"`
-	Many []float64          `json:"many"`
-	Map  map[string]float64 `json:"map"`
+	One   float64            `json:"one"`
+	Many  []float64          `json:"many"`
+	Table map[string]float64 `json:"table"`
 }
 
 func (Floats) Kind() string { return "shape_floats" }
@@ -65,7 +65,7 @@ type Times struct {
 	At    time.Time   `json:"at"`
 	Maybe *time.Time  `json:"maybe"`
 	Later *time.Time  `json:"later,omitempty"`
-	List  []time.Time `json:"list"`
+	Items []time.Time `json:"items"`
 }
 
 func (Times) Kind() string { return "shape_times" }
@@ -75,8 +75,8 @@ type Omitting struct {
 	Number  int               `json:"number,omitempty"`
 	Real    float64           `json:"real,omitempty"`
 	Flag    bool              `json:"flag,omitempty"`
-	List    []string          `json:"list,omitempty"`
-	Map     map[string]string `json:"map,omitempty"`
+	Items   []string          `json:"items,omitempty"`
+	Table   map[string]string `json:"table,omitempty"`
 	Pointer *string           `json:"pointer,omitempty"`
 	Object  *inner            `json:"object,omitempty"`
 	Last    string            `json:"last"`
@@ -88,8 +88,8 @@ type Nullable struct {
 	Text   *string           `json:"text"`
 	Number *int              `json:"number"`
 	Object *inner            `json:"object"`
-	List   []string          `json:"list"`
-	Map    map[string]string `json:"map"`
+	Items  []string          `json:"items"`
+	Table  map[string]string `json:"table"`
 }
 
 func (Nullable) Kind() string { return "shape_nullable" }
@@ -145,8 +145,8 @@ func (SelectedPointer) Kind() string { return "shape_selected_pointer" }
 type SelectedWhole struct {
 	TraceID string            `json:"trace_id"`
 	Object  inner             `json:"object" river:"unique"`
-	Map     map[string]string `json:"map" river:"unique"`
-	List    []int             `json:"list" river:"unique"`
+	Table   map[string]string `json:"table" river:"unique"`
+	Items   []int             `json:"items" river:"unique"`
 }
 
 func (SelectedWhole) Kind() string { return "shape_selected_whole" }

@@ -72,6 +72,7 @@ type worker struct {
 	client  *river.Client[pgx.Tx]
 	release chan struct{}
 	once    sync.Once
+	heard   chan struct{} // closed when River has closed the subscription
 
 	mutex   sync.Mutex
 	changed *sync.Cond
@@ -79,6 +80,7 @@ type worker struct {
 }
 
 func (w *worker) listen(events <-chan *river.Event) {
+	defer close(w.heard)
 	for event := range events {
 		told := map[string]any{"kind": event.Kind}
 		if event.Job != nil {
@@ -170,7 +172,7 @@ func startClient(ctx context.Context, o *oracle, raw json.RawMessage) (any, erro
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{release: make(chan struct{})}
+	w := &worker{release: make(chan struct{}), heard: make(chan struct{})}
 	w.changed = sync.NewCond(&w.mutex)
 	w.client, err = river.NewClient(riverpgxv5.New(pool), request.config(w.release))
 	if err != nil {
@@ -239,6 +241,11 @@ func stopClient(ctx context.Context, o *oracle, raw json.RawMessage) (any, error
 	}
 	if err := stop(limited); err != nil {
 		return nil, err
+	}
+	select {
+	case <-w.heard:
+	case <-limited.Done():
+		return nil, errors.New("the client stopped, but left its subscription open")
 	}
 	return w.await(0, time.Second)
 }

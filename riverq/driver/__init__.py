@@ -124,18 +124,27 @@ class Driver(Protocol):
 GROUP = "riverq.drivers"
 
 
+def load_driver_class(name: str) -> type[Driver]:
+    """The adapter called `name`. Raises DriverError with the extra to install."""
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in found:
+        raise DriverError(f"no riverq driver is called {name!r} (use one of: {', '.join(sorted(found))})")
+    try:
+        driver: type[Driver] = found[name].load()
+    except ModuleNotFoundError as error:
+        raise DriverError(f"the driver {name} is not installed (pip install 'riverq[{name}]')") from error
+    return driver
+
+
 def load_driver(engine: AnyEngine) -> Driver:
     """The adapter for `engine`, by its `dialect.driver`. Raises DriverError with the extra to install."""
     name = engine.dialect.driver
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if engine.dialect.name != "postgresql" or name not in found:
-        url = f"{engine.dialect.name}+{name}"
+    if engine.dialect.name != "postgresql":
+        raise DriverError(f"riverq needs Postgres, got an engine for {engine.dialect.name} (use postgresql+psycopg://…)")
+    known = sorted(entry.name for entry in entry_points(group=GROUP))
+    if name not in known:
         raise DriverError(
-            f"no riverq driver for an engine of {url} "
-            f"(use postgresql+ one of: {', '.join(sorted(found))}; for psycopg: pip install 'riverq[psycopg]')"
+            f"no riverq driver for an engine of postgresql+{name} (use postgresql+ one of: {', '.join(known)}; "
+            "for psycopg: pip install 'riverq[psycopg]')"
         )
-    try:
-        driver_class: type[Driver] = found[name].load()
-    except ModuleNotFoundError as error:
-        raise DriverError(f"the driver {name} is not installed (pip install 'riverq[{name}]')") from error
-    return driver_class(engine)
+    return load_driver_class(name)(engine)

@@ -1,0 +1,1 @@
+"""The command line, `riverq`: one module per family of commands."""

@@ -1,0 +1,57 @@
+"""Finds the command and turns what goes wrong into one sentence and an exit code.
+
+0 is success, 1 that the command failed, 2 that it was called wrongly. Nobody sees a traceback for something that they
+can mend themselves; `--debug` shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from riverq.cli import demo, migrate, worker
+from riverq.errors import ConfigError, RiverqError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except RiverqError as error:
+        if args.debug:
+            raise
+        print(f"riverq: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # else the interpreter complains about the pipe once more
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line, also for the documentation's test."""
+    parser = argparse.ArgumentParser(prog="riverq", description="River, the Postgres job queue, for Python.")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--version", action="version", version=f"riverq {version('riverq')}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    migrate.add_parsers(commands)
+    worker.add_parser(commands)
+    demo.add_parser(commands)
+    show = commands.add_parser("version", help="print the version")
+    show.set_defaults(run=_version)
+    return parser
+
+
+def _version(_args: argparse.Namespace) -> int:
+    print(f"riverq {version('riverq')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

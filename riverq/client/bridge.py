@@ -1,0 +1,125 @@
+"""Each face, made from the other: `job.client` on an async runtime, `job.async_client` on a sync one.
+
+A `def` worker on an `AsyncClient` runs in a thread and needs sync calls; what needs the event loop is done there while
+the thread waits. An `async def` worker on a `Client` runs in the runtime's loop and needs awaitable calls; what blocks
+is done in a thread. Neither can start or stop the client: a job cannot wait for its own end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from datetime import timedelta
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from riverq.client.async_client import AsyncClient
+from riverq.client.client import Client
+from riverq.errors import UsageError
+from riverq.hook import chain_insert_async
+from riverq.insert_opts import InsertParams
+from riverq.job import InsertResult
+
+T = TypeVar("T")
+
+Write = Callable[[Sequence[InsertParams]], list[InsertResult]]
+Handed = tuple[Sequence[InsertParams], "asyncio.Future[list[InsertResult]]"]
+
+_NOT_FROM_A_JOB = "a job cannot start or stop the client that runs it (signal the process, or stop it from outside)"
+
+
+class SyncBridge(Client):
+    """The sync face of an async client, for its `def` workers. Never call it from the client's own loop."""
+
+    def __init__(self, owner: AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+        self._init(owner._core, owner._engines)
+        self._owner = owner
+        self._loop = loop
+
+    def start(self) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+    def stop(self, *, timeout: timedelta | None = None) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+    def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+    def _transact(self, fn: Callable[[Connection], T]) -> T:
+        return asyncio.run_coroutine_threadsafe(self._owner._transact(fn), self._loop).result()
+
+    def _find_schema(self) -> str:
+        return asyncio.run_coroutine_threadsafe(self._owner._schema(), self._loop).result()
+
+    def _around(self, params: Sequence[InsertParams], do_write: Write) -> list[InsertResult]:
+        """Middleware runs in the loop that it belongs to; the writing comes back to this thread and its session."""
+        middleware = self._core.config.middleware
+        if not middleware:
+            return do_write(params)
+        inbox: queue.SimpleQueue[Handed | None] = queue.SimpleQueue()
+
+        async def hand_over(todo: Sequence[InsertParams]) -> list[InsertResult]:
+            answer: asyncio.Future[list[InsertResult]] = self._loop.create_future()
+            inbox.put((todo, answer))
+            return await answer
+
+        async def run() -> list[InsertResult]:
+            return await chain_insert_async(middleware, hand_over)(params)
+
+        whole = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        whole.add_done_callback(lambda _: inbox.put(None))
+        while (handed := inbox.get()) is not None:
+            self._answer(handed, do_write)
+        return whole.result()
+
+    def _answer(self, handed: Handed, do_write: Write) -> None:
+        todo, answer = handed
+        try:
+            results = do_write(todo)
+        except BaseException as error:  # noqa: BLE001  # it is raised where the middleware awaits the write
+            self._loop.call_soon_threadsafe(_fail, answer, error)
+        else:
+            self._loop.call_soon_threadsafe(_succeed, answer, results)
+
+
+class AsyncBridge(AsyncClient):
+    """The async face of a sync client, for its `async def` workers, in the runtime's own loop."""
+
+    def __init__(self, owner: Client, threads: Executor) -> None:
+        self._init(owner._core, owner._engines)
+        self._owner = owner
+        self._threads = threads
+
+    async def start(self) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+    async def stop(self, *, timeout: timedelta | None = None) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+    async def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+    async def _transact(self, fn: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._owner._transact, fn)
+
+    async def _find_schema(self) -> str:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._owner._schema)
+
+
+def _succeed(answer: asyncio.Future[list[InsertResult]], results: list[InsertResult]) -> None:
+    if not answer.done():
+        answer.set_result(results)
+
+
+def _fail(answer: asyncio.Future[list[InsertResult]], error: BaseException) -> None:
+    if not answer.done():
+        answer.set_exception(error)

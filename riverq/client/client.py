@@ -1,0 +1,215 @@
+"""The sync face: inserts from any thread, and works jobs in a thread of its own that runs the one asyncio runtime."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, Unpack
+
+from sqlalchemy import Connection, Engine
+
+from riverq.client.core import Core, find_schema
+from riverq.client.lifecycle import Engines, Runtime
+from riverq.client.loop_thread import LoopThread
+from riverq.client.session import SyncSession, sync_connection
+from riverq.client.transact import in_transaction, translated
+from riverq.config import Config
+from riverq.database import control_engine as make_control_engine
+from riverq.driver import AnyEngine, Driver
+from riverq.errors import ConfigError
+from riverq.hook import chain_insert_sync, is_async
+from riverq.insert import write, write_fast
+from riverq.insert_opts import InsertOptions, InsertParams
+from riverq.job import InsertResult
+
+T = TypeVar("T")
+
+
+class Client:
+    """Inserts jobs, and works them when its config has queues, on a sync engine (psycopg or pg8000).
+
+    `engine_or_driver` is the application's engine, or a riverq driver bound to one. `control_engine` and
+    `listener_engine` replace the connections that riverq otherwise makes itself from the engine's pool settings;
+    `share_pool=True` uses the application's own pool instead, for poolers with few connections.
+
+    Raises ConfigError for an async engine or async middleware, DriverError for an engine that no driver serves.
+    """
+
+    def __init__(
+        self,
+        engine_or_driver: Engine | Driver,
+        config: Config | None = None,
+        *,
+        control_engine: Engine | None = None,
+        listener_engine: Engine | None = None,
+        share_pool: bool = False,
+    ) -> None:
+        core = Core(engine_or_driver, config)
+        if not isinstance(core.engine, Engine):
+            raise ConfigError(f"Client takes a sync Engine, got: {core.engine!r} (use AsyncClient for an AsyncEngine)")
+        for item in core.config.middleware:
+            if is_async(item):
+                raise ConfigError(f"Client takes sync middleware only, got: {item!r} (use AsyncClient)")
+        self._init(core, Engines(control_engine, listener_engine, share_pool=share_pool))
+
+    def _init(self, core: Core, engines: Engines) -> None:
+        self._core = core
+        self._engines = engines
+        self._lock = threading.Lock()
+        self._thread: LoopThread | None = None
+        self._runtime: Runtime | None = None
+
+    # -- who it is
+
+    @property
+    def id(self) -> str:
+        """The client's id, as written to `attempted_by`."""
+        return self._core.client_id
+
+    @property
+    def config(self) -> Config:
+        """The settings it was made with."""
+        return self._core.config
+
+    # -- insert
+
+    def insert(
+        self, args: object, *, session: SyncSession | None = None, **options: Unpack[InsertOptions]
+    ) -> InsertResult:
+        """Insert one job, in a transaction of its own or in that of `session`.
+
+        `args` is an instance of a class marked with `riverq.job_args`, or `riverq.RawArgs`. Options override those of
+        the class. Workers hear of the job when the transaction commits. A unique duplicate returns the job that is
+        there, with `unique_skipped_as_duplicate`. With `session`, ORM objects are not flushed here: flush first if the
+        args hold an id that the database makes.
+
+        Raises ConfigError (ArgsEncodeError for args) before anything is written, SessionError, SchemaError,
+        DatabaseError; MayBeCommittedError where the answer to COMMIT was lost.
+        """
+        return self._insert([args], options, session)[0]
+
+    def insert_many(self, items: Sequence[object], *, session: SyncSession | None = None) -> list[InsertResult]:
+        """Insert many jobs in one statement; `items` are args or `InsertItem(args, **options)`.
+
+        Results are in the order of `items`. Of equal unique keys in one batch the first wins, the others return its
+        row as duplicates. Raises as `insert`, and ConfigError for an empty batch.
+        """
+        return self._insert(items, {}, session)
+
+    def insert_many_fast(self, items: Sequence[object], *, session: SyncSession | None = None) -> int:
+        """Insert many jobs by COPY, without reading rows back; returns how many were inserted.
+
+        A batch with a unique job in it uses INSERT … ON CONFLICT DO NOTHING; duplicates are then not counted.
+        """
+        self._core.check_process()
+        count = 0
+
+        def write_fast_and_count(params: Sequence[InsertParams]) -> list[InsertResult]:
+            nonlocal count
+            count = self._write_fast(params, session)
+            return []
+
+        self._around(self._core.prepare_many(items, {}), write_fast_and_count)
+        return count
+
+    # -- work
+
+    def start(self) -> None:
+        """Begin to work the configured queues, in a thread of this client's own. Returns when everything runs.
+
+        Starts wholly or raises and may be tried again. Does nothing while running.
+        """
+        self._core.check_process()
+        with self._lock:
+            if self._thread is not None:
+                return
+            thread = LoopThread(f"riverq.{self.id}")
+            try:
+                self._runtime = thread.call(self._make_runtime())
+            except BaseException:
+                thread.close()
+                raise
+            self._thread = thread
+
+    def stop(self, *, timeout: timedelta | None = None) -> None:
+        """Stop fetching, wait for running jobs, then end everything. `timeout` only limits this wait.
+
+        With `soft_stop_timeout`, jobs still running after it are cancelled and given back. Raises TimeoutError when
+        `timeout` passes; stopping then goes on, and `stop` may be called again. Does nothing while stopped.
+        """
+        self._stop(lambda runtime: runtime.stop(), timeout)
+
+    def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
+        """Cancel running jobs, give them back, and end everything. May be called while `stop` waits."""
+        self._stop(lambda runtime: runtime.stop_and_cancel(), timeout)
+
+    @contextmanager
+    def running(self) -> Iterator[Client]:
+        """`with client.running():` starts, and stops at the end."""
+        self.start()
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    # -- private
+
+    async def _make_runtime(self) -> Runtime:
+        runtime = Runtime(self._core, self._engines, sync_face=self)
+        await runtime.start()
+        return runtime
+
+    def _stop(self, how: Callable[[Runtime], Any], timeout: timedelta | None) -> None:
+        thread, runtime = self._thread, self._runtime
+        if thread is None or runtime is None:
+            return
+        thread.call(how(runtime), None if timeout is None else timeout.total_seconds())
+        with self._lock:
+            if self._thread is thread:
+                self._thread = self._runtime = None
+                thread.close()
+
+    def _insert(
+        self, items: Sequence[object], options: Mapping[str, object], session: SyncSession | None
+    ) -> list[InsertResult]:
+        self._core.check_process()
+        params = self._core.prepare_many(items, options)
+        return self._around(params, lambda todo: self._write(todo, session))
+
+    def _around(
+        self, params: Sequence[InsertParams], do_write: Callable[[Sequence[InsertParams]], list[InsertResult]]
+    ) -> list[InsertResult]:
+        middleware = self._core.config.middleware
+        return chain_insert_sync(middleware, do_write)(params) if middleware else do_write(params)
+
+    def _write(self, params: Sequence[InsertParams], session: SyncSession | None) -> list[InsertResult]:
+        schema = self._schema()
+        return self._on(session, lambda conn: write(conn, schema, params, self._core.limiter))
+
+    def _write_fast(self, params: Sequence[InsertParams], session: SyncSession | None) -> int:
+        schema = self._schema()
+        return self._on(session, lambda conn: write_fast(conn, schema, params, self._core.limiter, self._core.driver))
+
+    def _on(self, session: SyncSession | None, fn: Callable[[Connection], T]) -> T:
+        if session is None:
+            return self._transact(fn)
+        with translated(self._core.driver):
+            return fn(sync_connection(session))
+
+    def _transact(self, fn: Callable[[Connection], T]) -> T:
+        return in_transaction(self._core.engine, self._core.driver, fn)
+
+    def _schema(self) -> str:
+        if self._core.schema is None:
+            self._core.schema = self._find_schema()
+        return self._core.schema
+
+    def _find_schema(self) -> str:
+        own: AnyEngine = self._engines.control or make_control_engine(self._core.engine, size=1)
+        try:
+            return in_transaction(own, self._core.driver, lambda conn: find_schema(conn, "", self._core.config.schema))
+        finally:
+            if self._engines.control is None and isinstance(own, Engine):
+                own.dispose()

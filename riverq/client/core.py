@@ -1,0 +1,123 @@
+"""What both faces of a client share, with no opinion on sync or async: who it is, and jobs made ready for writing.
+
+Facades differ only in who supplies a connection. The schema is resolved once, on connections of riverq's own, never on
+the application's session: `SET search_path` there would send a job to another table and its notification to a channel
+that nobody hears.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from riverq.config import Config
+from riverq.driver import AnyEngine, Driver, load_driver
+from riverq.errors import ConfigError, SchemaError, UnknownJobKindError, UsageError
+from riverq.insert import NotifyLimiter
+from riverq.insert_opts import ClientDefaults, InsertItem, InsertParams, resolve
+from riverq.job_args import spec_of
+from riverq.query.schema import current_schema, migration_versions
+from riverq.service import ServiceContext
+from riverq.validation import nearest
+
+MIGRATE = "riverq migrate-up"
+
+REQUIRED_VERSION = 7
+"""The oldest version of River's main line that riverq works on. 008 changes nothing on Postgres, and a fleet whose Go
+clients are older than 0.48 has no row for it, so its absence is no reason to refuse."""
+
+
+class Core:
+    """One client's identity, settings and preparation of inserts. Made by the facades, shared with the runtime."""
+
+    def __init__(self, engine_or_driver: AnyEngine | Driver, config: Config | None) -> None:
+        self.config = config or Config()
+        if not isinstance(self.config, Config):
+            raise ConfigError(f"expected config to be a riverq.Config, got: {config!r}")
+        self.driver: Driver = (
+            load_driver(engine_or_driver)
+            if isinstance(engine_or_driver, (Engine, AsyncEngine))
+            else _checked_driver(engine_or_driver)
+        )
+        self.engine = self.driver.engine
+        self.ctx = ServiceContext(client_id=self.config.client_id or "")
+        self.ctx = replace(self.ctx, client_id=self.config.client_id or make_client_id(self.ctx.clock.now()))
+        self.limiter = NotifyLimiter(self.ctx.clock, self.config.fetch_cooldown)
+        self.schema: str | None = None
+        self._pid = os.getpid()
+
+    @property
+    def client_id(self) -> str:
+        """What is written to `attempted_by` and `river_leader`."""
+        return self.ctx.client_id
+
+    def check_process(self) -> None:
+        """Raises UsageError in a forked child: pools, threads and loops do not survive a fork."""
+        if os.getpid() != self._pid:
+            raise UsageError(
+                f"this client was made in process {self._pid} and is used in {os.getpid()} "
+                "(make the engine and the client after the fork)"
+            )
+
+    def prepare_many(self, items: Sequence[object], options: Mapping[str, object]) -> list[InsertParams]:
+        """Everything that can be wrong with `items` is found here, before anything is written."""
+        if not items:
+            raise ConfigError("no jobs to insert: expected at least one, got an empty batch")
+        now = self.ctx.clock.now()
+        return [self._prepare_one(item, options, now) for item in items]
+
+    def _prepare_one(self, item: object, options: Mapping[str, object], now: datetime) -> InsertParams:
+        args, given = (item.args, item.options) if isinstance(item, InsertItem) else (item, options)
+        spec = spec_of(args)
+        self._check_kind(spec.kind)
+        defaults = ClientDefaults(max_attempts=self.config.max_attempts, period_basis=self.config.period_basis)
+        return resolve(spec, args, given, defaults=defaults, now=now)
+
+    def _check_kind(self, kind: str) -> None:
+        workers = self.config.workers
+        if workers is None or self.config.skip_unknown_job_check or workers.get(kind) is not None:
+            return
+        raise UnknownJobKindError(
+            f"this client has workers, but none for kind {kind!r}: {nearest(kind, workers.kinds())} "
+            "(register one, or set skip_unknown_job_check=True where other clients work it)"
+        )
+
+
+def find_schema(conn: Connection, _schema: str, configured: str | None) -> str:
+    """The schema that River's tables are in. Raises SchemaError, with the command, where they are missing or old."""
+    schema = configured or current_schema(conn)
+    if schema is None:
+        raise SchemaError(
+            "the connection has no current schema, so riverq cannot tell where River's tables are "
+            "(create the schema that search_path names, or set Config(schema=…))"
+        )
+    applied = migration_versions(conn, schema)
+    option = f" --schema {schema}" if configured else ""
+    if not applied:
+        raise SchemaError(f"River's tables are not in schema {schema!r} (run: {MIGRATE}{option})")
+    missing = [version for version in range(1, REQUIRED_VERSION + 1) if version not in applied]
+    if missing:
+        raise SchemaError(
+            f"River's tables in schema {schema!r} are at version {missing[0] - 1}, "
+            f"riverq needs {REQUIRED_VERSION} (run: {MIGRATE}{option})"
+        )
+    return schema
+
+
+def make_client_id(now: datetime) -> str:
+    """`<hostname>_<time in UTC>`, as every River client makes it."""
+    host = re.sub(r"\.", "_", socket.gethostname())[:60] or "localhost"
+    return f"{host}_{now:%Y_%m_%dT%H_%M_%S}_{now.microsecond:06}"
+
+
+def _checked_driver(driver: Driver) -> Driver:
+    if not hasattr(driver, "capabilities") or not hasattr(driver, "engine"):
+        raise ConfigError(f"expected an engine or a riverq driver, got: {driver!r} (make one with create_engine)")
+    return driver

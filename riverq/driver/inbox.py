@@ -1,0 +1,57 @@
+"""Where notifications wait between the connection that hears them and the task that asks for them.
+
+A connection hears whenever it likes; the notifier asks when it is ready. The inbox also keeps the first failure, so
+that whoever asks next learns of it, and nobody learns of it before what arrived earlier was handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from riverq.driver import Notification
+from riverq.errors import DatabaseError, UnavailableError
+
+
+class Inbox:
+    """Unbounded, because a notification that was dropped is a job that waits for the next poll.
+
+    Every method is for the event loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: list[Notification] = []
+        self._failure: DatabaseError | None = None
+        self._change = asyncio.Event()
+
+    def put(self, notifications: Iterable[Notification]) -> None:
+        """Hand over what was heard."""
+        self._arrived.extend(notifications)
+        if self._arrived:
+            self._change.set()
+
+    def fail(self, failure: DatabaseError) -> None:
+        """The connection is of no use any more. The first failure is the one that counts."""
+        if self._failure is None:
+            self._failure = failure
+        self._change.set()
+
+    def check(self) -> None:
+        """Raise UnavailableError if the connection failed."""
+        if self._failure is not None:
+            raise UnavailableError(str(self._failure), self._failure.sqlstate) from self._failure
+
+    async def wait(self, timeout: float) -> list[Notification]:
+        """What arrived, at once if anything did, empty after `timeout` seconds. Raises UnavailableError."""
+        if not self._arrived:
+            self.check()
+            self._change.clear()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._change.wait()
+            except TimeoutError:
+                return []
+        if not self._arrived:
+            self.check()
+        arrived, self._arrived = self._arrived, []
+        return arrived

@@ -1,0 +1,156 @@
+"""The claim: available → running, as many as there are free slots.
+
+Before: `worker.producer` counts its free slots. After: `worker.executor` runs each claimed row, and ends it through
+`job_set_state` under the fence that the claim returns (id, attempted_at, client id).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from riverq.job import JobRow, JobState
+from riverq.query.rows import array_json, as_text, errors_json, mask_states, texts
+from riverq.query.statement import catalog, from_us, integer_param, now_param, stamp, text_param, us_of
+from riverq.query.tables import Tables, statement
+
+_LARGEST_SMALLINT = 32767
+
+
+class ClaimedRow(NamedTuple):
+    """What the client cannot know of a row that it claimed; `claimed_job` adds what it can.
+
+    Times are microseconds since 1970, JSON is text. `tags`, `errors` and `attempted_by` are JSON arrays of texts
+    (`riverq.query.rows.texts` reads them) and None on nearly all rows: without tags, without errors, and on the first
+    attempt. `unique_states` is a text such as `11110101`. `cancel_mark` is for `Run`.
+    """
+
+    id: int
+    args: str
+    kind: str
+    attempt: int
+    max_attempts: int
+    attempted_at_us: int
+    created_at_us: int
+    scheduled_at_us: int
+    priority: int
+    metadata: str
+    tags: str | None
+    errors: str | None
+    attempted_by: str | None
+    unique_key: bytes | None
+    unique_states: str | None
+    cancel_mark: str | None
+
+
+def job_get_available(  # noqa: PLR0913  # what a claim depends on, each by name
+    conn: sa.Connection,
+    schema: str,
+    *,
+    client_id: str,
+    queue: str,
+    limit: int,
+    attempted_by_max: int = 100,
+    now: datetime | None = None,
+) -> list[ClaimedRow]:
+    """Claim up to `limit` due jobs of `queue`, in the order of priority, scheduled_at, id.
+
+    Rows that are locked are passed over. `attempted_by` keeps its newest `attempted_by_max` entries.
+    """
+    result = _claim.execute(
+        conn,
+        schema,
+        client_id=client_id,
+        queue=queue,
+        limit=limit,
+        attempted_by_kept=attempted_by_max - 1,
+        now=stamp(now),
+    )
+    claimed = [ClaimedRow._make(row) for row in result]
+    # RETURNING comes in the order of the join, not of the claim.
+    claimed.sort(key=lambda row: (row.priority, row.scheduled_at_us, row.id))
+    return claimed
+
+
+def claimed_job(row: ClaimedRow, *, queue: str, client_id: str) -> JobRow:
+    """The whole row of a claimed job."""
+    return JobRow(
+        id=row.id,
+        kind=row.kind,
+        state=JobState.RUNNING,
+        attempt=row.attempt,
+        max_attempts=row.max_attempts,
+        priority=row.priority,
+        queue=queue,
+        created_at=from_us(row.created_at_us),
+        scheduled_at=from_us(row.scheduled_at_us),
+        attempted_at=from_us(row.attempted_at_us),
+        attempted_by=texts(row.attempted_by) or (client_id,),
+        tags=texts(row.tags),
+        unique_key=None if row.unique_key is None else bytes(row.unique_key),
+        unique_states=mask_states(row.unique_states),
+        encoded_args=row.args,
+        encoded_metadata=row.metadata,
+        encoded_errors=texts(row.errors),
+    )
+
+
+@statement
+def _claim(t: Tables) -> sa.Executable:
+    job = t.job.c
+    # A CTE, and of ids only: as a sub-select the planner may run it again for every row and claim more than the limit,
+    # and wide rows would be carried through the sort.
+    locked = (
+        sa.select(job.id)
+        .where(
+            job.state == t.state(JobState.AVAILABLE),
+            job.queue == text_param("queue"),
+            job.scheduled_at <= now_param(),
+        )
+        .order_by(job.priority, job.scheduled_at, job.id)
+        .limit(integer_param("limit"))
+        .with_for_update(skip_locked=True)
+        .cte("locked")
+    )
+    # One smallint at its end must not fail every claim of its queue.
+    attempt = sa.func.least(job.attempt + sa.literal_column("1"), sa.literal_column(str(_LARGEST_SMALLINT)))
+    return (
+        sa.update(t.job)
+        .values(
+            state=t.state(JobState.RUNNING),
+            attempt=attempt,
+            attempted_at=now_param(),
+            attempted_by=_attempted_by(t),
+        )
+        .where(job.id == locked.c.id)
+        .returning(
+            job.id,
+            as_text(job.args),
+            job.kind,
+            job.attempt,
+            job.max_attempts,
+            us_of(job.attempted_at),
+            us_of(job.created_at),
+            us_of(job.scheduled_at),
+            job.priority,
+            as_text(job.metadata),
+            sa.case((catalog.cardinality(job.tags) > sa.literal_column("0"), array_json(job.tags))),
+            errors_json(t),
+            sa.case((job.attempt > sa.literal_column("1"), array_json(job.attempted_by))),
+            job.unique_key,
+            as_text(job.unique_states),
+            t.cancel_mark(),
+        )
+    )
+
+
+def _attempted_by(t: Tables) -> sa.ColumnElement[list[str]]:
+    """This client appended to the newest of those before; most rows have none."""
+    before = t.job.c.attempted_by
+    kept = integer_param("attempted_by_kept")
+    count = catalog.cardinality(before)
+    newest = before[sa.cast(count - kept + sa.literal_column("1"), sa.Integer()) : count]
+    cut = sa.case((count > kept, newest), else_=before)
+    return catalog.array_append(cut, text_param("client_id"))

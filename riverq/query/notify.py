@@ -1,0 +1,38 @@
+"""NOTIFY, in the caller's transaction: nothing is heard before it commits, or ever if it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
+from riverq.notification import Topic, channel
+from riverq.query.array import text_array
+from riverq.query.statement import Statement, array_param, catalog, text_param
+
+
+def notify_many(conn: sa.Connection, schema: str, topic: Topic, payloads: Sequence[str]) -> bool:
+    """Send every payload on the topic's channel. False where nothing was sent, see `can_notify`."""
+    if not payloads or not can_notify(conn):
+        return False
+    _notify_statement.execute(conn, schema, channel=channel(schema, topic), payload=text_array(payloads)).all()
+    return True
+
+
+def notify_raw(conn: sa.Connection, schema: str, channel: str, payload: str) -> None:
+    """Send one payload on any channel: for probing whether LISTEN is delivered."""
+    _notify_statement.execute(conn, schema, channel=channel, payload=text_array([payload])).all()
+
+
+def can_notify(conn: sa.Connection) -> bool:
+    """Whether the transaction may NOTIFY: a two-phase one could not be prepared then; polling finds its jobs."""
+    return not isinstance(conn.get_transaction(), sa.TwoPhaseTransaction)
+
+
+def _notify(_: str) -> sa.Executable:
+    payload = sa.func.unnest(array_param("payload", sa.Text())).column_valued("payload")
+    # As text: adapters disagree on what the type void is.
+    return sa.select(sa.cast(catalog.pg_notify(text_param("channel"), payload), sa.Text()))
+
+
+_notify_statement = Statement(_notify)

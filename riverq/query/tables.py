@@ -1,0 +1,153 @@
+"""River's tables as SQLAlchemy sees them, for one schema, and the expressions every statement shares.
+
+They equal the head of the migrations (a test compares them with the catalog); DDL is not made from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
+from sqlalchemy.sql.elements import quoted_name
+from sqlalchemy.sql.functions import Function
+
+from riverq.job import JobState
+from riverq.query.statement import TIMESTAMP, Statement, at_us, catalog
+
+STATE_BITS = {
+    JobState.AVAILABLE: 1,
+    JobState.CANCELLED: 2,
+    JobState.COMPLETED: 4,
+    JobState.DISCARDED: 8,
+    JobState.PENDING: 16,
+    JobState.RETRYABLE: 32,
+    JobState.RUNNING: 64,
+    JobState.SCHEDULED: 128,
+}
+"""The value of each state in `unique_states`, read as an eight-bit number."""
+
+
+class Tables:
+    """The tables, the state type and the function of one schema, quoted however the schema is spelt."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = quoted_name(schema, True)
+        self.metadata = sa.MetaData(schema=self._schema)
+        self.state_type = pg.ENUM(
+            *(state.value for state in JobState), name="river_job_state", schema=self._schema, create_type=False
+        )
+        self.job = _job(self.metadata, self.state_type)
+        self.leader = _leader(self.metadata)
+        self.queue = _queue(self.metadata)
+        self.migration = _migration(self.metadata)
+        self.notification = _notification(self.metadata)
+
+    def state(self, state: JobState) -> sa.ColumnElement[Any]:
+        """A state as a constant of the enum."""
+        return sa.cast(sa.literal_column(f"'{state.value}'"), self.state_type)
+
+    def in_mask(self, mask: sa.ColumnElement[Any], state: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+        """Whether a row with this mask is in the unique index while it has this state."""
+        return Function("river_job_state_in_bitmask", mask, state, packagenames=(self._schema,), type_=sa.Boolean())
+
+    def is_run(
+        self, us: sa.ColumnElement[int], client_id: sa.ColumnElement[str], job: sa.FromClause | None = None
+    ) -> sa.ColumnElement[bool]:
+        """The fence: the row is still running, as claimed at `us` by this client.
+
+        A CASE, because a plain AND would let the planner read every running row through an index on `state`, and would
+        make it expect next to no rows.
+        """
+        columns = (self.job if job is None else job).c
+        last = columns.attempted_by[catalog.cardinality(columns.attempted_by)]
+        mine = sa.and_(
+            columns.state == self.state(JobState.RUNNING), columns.attempted_at == at_us(us), last == client_id
+        )
+        return sa.case((mine, sa.true()), else_=sa.false())
+
+    def cancel_mark(self, job: sa.FromClause | None = None) -> sa.ColumnElement[str]:
+        """When somebody last asked to cancel the job: metadata's `cancel_attempted_at`."""
+        return (self.job if job is None else job).c.metadata.op("->>")(sa.literal_column("'cancel_attempted_at'"))
+
+
+@lru_cache(maxsize=64)
+def tables(schema: str) -> Tables:
+    """The tables of `schema`, made once."""
+    return Tables(schema)
+
+
+def statement(build: Callable[[Tables], sa.Executable]) -> Statement:
+    """Make the function that writes a statement into the statement."""
+    return Statement(lambda schema: build(tables(schema)))
+
+
+def _job(metadata: sa.MetaData, state_type: pg.ENUM) -> sa.Table:
+    return sa.Table(
+        "river_job",
+        metadata,
+        sa.Column("id", sa.BigInteger, primary_key=True),
+        sa.Column("state", state_type, nullable=False),
+        sa.Column("attempt", sa.SmallInteger, nullable=False),
+        sa.Column("max_attempts", sa.SmallInteger, nullable=False),
+        sa.Column("attempted_at", TIMESTAMP),
+        sa.Column("created_at", TIMESTAMP, nullable=False),
+        sa.Column("finalized_at", TIMESTAMP),
+        sa.Column("scheduled_at", TIMESTAMP, nullable=False),
+        sa.Column("priority", sa.SmallInteger, nullable=False),
+        sa.Column("args", pg.JSONB, nullable=False),
+        sa.Column("attempted_by", pg.ARRAY(sa.Text)),
+        sa.Column("errors", pg.ARRAY(pg.JSONB)),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("metadata", pg.JSONB, nullable=False),
+        sa.Column("queue", sa.Text, nullable=False),
+        sa.Column("tags", pg.ARRAY(sa.String(255)), nullable=False),
+        sa.Column("unique_key", pg.BYTEA),
+        sa.Column("unique_states", pg.BIT(8)),
+    )
+
+
+def _leader(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "river_leader",
+        metadata,
+        sa.Column("elected_at", TIMESTAMP, nullable=False),
+        sa.Column("expires_at", TIMESTAMP, nullable=False),
+        sa.Column("leader_id", sa.Text, nullable=False),
+        sa.Column("name", sa.Text, primary_key=True),
+    )
+
+
+def _queue(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "river_queue",
+        metadata,
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("created_at", TIMESTAMP, nullable=False),
+        sa.Column("metadata", pg.JSONB, nullable=False),
+        sa.Column("paused_at", TIMESTAMP),
+        sa.Column("updated_at", TIMESTAMP, nullable=False),
+    )
+
+
+def _migration(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "river_migration",
+        metadata,
+        sa.Column("line", sa.Text, primary_key=True),
+        sa.Column("version", sa.BigInteger, primary_key=True),
+        sa.Column("created_at", TIMESTAMP, nullable=False),
+    )
+
+
+def _notification(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "river_notification",
+        metadata,
+        sa.Column("id", sa.BigInteger, primary_key=True),
+        sa.Column("created_at", TIMESTAMP, nullable=False),
+        sa.Column("payload", sa.Text, nullable=False),
+        sa.Column("topic", sa.Text, nullable=False),
+    )

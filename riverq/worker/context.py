@@ -1,0 +1,159 @@
+"""What the runtime knows of one claimed job while it runs; `Job` shows its worker the part that is the worker's.
+
+One object per run carries everything through the house: the producer makes it of a `ClaimedRow`, the executor runs it,
+the completer writes what became of it. What most jobs never look at (the `JobRow`, a logger, staged metadata) is made
+on first use.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from riverq.codec import encode
+from riverq.errors import ConfigError, JobRunLostError, UsageError
+from riverq.job import JobRow, JobState
+from riverq.query.job_fetch import ClaimedRow
+from riverq.query.job_set_state import job_complete_in_transaction
+from riverq.state import Run
+from riverq.worker.cancellation import Cancellation
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from riverq.client import AsyncClient, Client
+
+METADATA_LIMIT = 32 * 1024 * 1024
+"""Bytes of JSON that the output, or one staged metadata key, may have; River's limit for the output."""
+
+OUTPUT_KEY = "output"
+_RESERVED = "river:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a run needs of the client around it; the same for all runs of a client.
+
+    `complete_in(session, write)` calls `write(connection)` on the sync connection behind the user's session and returns
+    what it returned, or, for an async session, an awaitable of it. `client` and `async_client` give the client's faces.
+    """
+
+    client_id: str
+    schema: str
+    complete_in: Callable[[Any, Callable[[Connection], bool]], bool | Awaitable[bool]]
+    client: Callable[[], Client]
+    async_client: Callable[[], AsyncClient]
+    log: logging.Logger
+
+
+class RunContext:
+    """One run. Implements `riverq.job.JobContext`."""
+
+    __slots__ = ("_around", "_log", "_row", "_staged", "cancelled", "claimed", "completed_in_session", "is_async", "run")
+
+    def __init__(self, claimed: ClaimedRow, queue: str, around: Surroundings) -> None:
+        self.claimed = claimed
+        self.run = Run(claimed.id, claimed.attempted_at_us, claimed.cancel_mark)
+        self.cancelled = Cancellation()
+        self.completed_in_session = False
+        self.is_async: bool | None = None
+        """Whether the worker is an `async def`; None until it is known which worker it is."""
+        self._around = around
+        self._row: JobRow | str = queue  # the queue's name until somebody asks for the row
+        self._log: logging.LoggerAdapter[logging.Logger] | None = None
+        self._staged: dict[str, str] | None = None
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self._row if isinstance(self._row, str) else self._row.queue
+
+    @property
+    def row(self) -> JobRow:
+        """The row as claimed."""
+        if isinstance(self._row, str):
+            self._row = self._make_row(self._row)
+        return self._row
+
+    def _make_row(self, queue: str) -> JobRow:
+        return self.claimed.job_row(queue=queue, client_id=self._around.client_id)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry `job_id`, `kind`, `queue` and `attempt`."""
+        if self._log is None:
+            claimed = self.claimed
+            extra = {"job_id": claimed.id, "kind": claimed.kind, "queue": self.queue, "attempt": claimed.attempt}
+            self._log = logging.LoggerAdapter(self._around.log, extra)
+        return self._log
+
+    @property
+    def client(self) -> Client:
+        """The sync face of the client. Raises UsageError in an `async def` worker."""
+        if self.is_async:
+            raise UsageError("job.client would block the event loop in an async def worker (use job.async_client)")
+        return self._around.client()
+
+    @property
+    def async_client(self) -> AsyncClient:
+        """The async face of the client. Raises UsageError in a `def` worker."""
+        if self.is_async is False:
+            raise UsageError("job.async_client cannot be awaited in a def worker (use job.client)")
+        return self._around.async_client()
+
+    # -- metadata, encoded when it is given: a value that cannot be stored fails here, in the worker's own line
+
+    def record_output(self, value: object) -> None:
+        """Stage the job's output; the last call wins. Raises ConfigError for what is not JSON or too large."""
+        self.stage(OUTPUT_KEY, value)
+
+    def set_metadata(self, key: str, value: object) -> None:
+        """Stage one metadata key. Raises ConfigError for keys starting `river:` and values that are not JSON."""
+        if not isinstance(key, str) or key.startswith(_RESERVED):
+            raise ConfigError(f"expected a metadata key to be a text not starting with {_RESERVED!r}, got: {key!r}")
+        self.stage(key, value)
+
+    def stage(self, key: str, value: object) -> None:
+        """Stage any metadata key, River's own included."""
+        member = encode({key: value}, "metadata")[1:-1]
+        size = len(member) if member.isascii() else len(member.encode())
+        if size > METADATA_LIMIT:
+            raise ConfigError(f"expected metadata {key!r} to be at most {METADATA_LIMIT} bytes of JSON, got: {size}")
+        if self._staged is None:
+            self._staged = {}
+        self._staged[key] = member
+
+    def encoded_metadata(self) -> str | None:
+        """What was staged, as one JSON object; None where nothing was."""
+        if self._staged is None:
+            return None
+        return "{" + ",".join(list(self._staged.values())) + "}"
+
+    # -- completing in the user's own transaction
+
+    def complete(self, session: Any) -> Any:
+        """Complete the job in the caller's transaction, with the metadata staged so far."""
+        metadata = self.encoded_metadata()
+
+        def write(conn: Connection) -> bool:
+            around = self._around
+            return job_complete_in_transaction(
+                conn, around.schema, client_id=around.client_id, run=self.run, metadata=metadata
+            )
+
+        written = self._around.complete_in(session, write)
+        if inspect.isawaitable(written):
+            return self._completed_later(written)
+        self._completed(written=bool(written))
+        return None
+
+    async def _completed_later(self, written: Awaitable[bool]) -> None:
+        self._completed(written=await written)
+
+    def _completed(self, *, written: bool) -> None:
+        if not written:
+            raise JobRunLostError(self.claimed.id)
+        self.completed_in_session = True

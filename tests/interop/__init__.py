@@ -1,0 +1,1 @@
+"""riverq against the real River, on one database."""

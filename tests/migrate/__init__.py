@@ -1,0 +1,1 @@
+"""Migrations: every way in, against real databases."""
