@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from riverq.errors import ConfigError
-from riverq.hook import Middleware
+from riverq.hook import Middleware, check_middleware
 from riverq.insert_opts import check_queue_name
 from riverq.registry import Workers
 from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
@@ -151,6 +151,8 @@ class Config:
             raise fail("workers", "to be a riverq.Workers", self.workers)
         object.__setattr__(self, "queues", MappingProxyType(dict(self.queues)))
         object.__setattr__(self, "middleware", tuple(self.middleware))
+        for item in self.middleware:
+            check_middleware(item)
 
 
 def _cooldown_fits(cooldown: timedelta, poll: timedelta) -> None:

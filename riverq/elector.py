@@ -78,7 +78,9 @@ class ElectorTiming:
         for name in ("follower_jitter", "trust_margin", "wake_jitter"):
             duration(name, getattr(self, name))
         if self.ttl <= self.interval + self.trust_margin:
-            raise fail("ttl", f"to be longer than interval + trust_margin = {self.interval + self.trust_margin}", self.ttl)
+            raise fail(
+                "ttl", f"to be longer than interval + trust_margin = {self.interval + self.trust_margin}", self.ttl
+            )
 
 
 async def _nothing_gained(term: Term) -> None:

@@ -133,10 +133,11 @@ def is_collection(annotation: Any) -> bool:
 def _hints(cls: type) -> dict[str, Any]:
     try:
         return get_type_hints(cls, include_extras=True)
-    except NameError as error:
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
         raise ConfigError(
             f"cannot read the annotations of {cls.__qualname__}: {error} "
-            "(define what they name at module level and import it at run time, not under TYPE_CHECKING)"
+            "(define what they name at module level, import it at run time, not under TYPE_CHECKING, "
+            "and give no field the name of a type)"
         ) from error
 
 

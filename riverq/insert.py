@@ -92,7 +92,7 @@ def write_fast(
     else:
         count = sum(
             driver.copy_from(conn, stream.table, stream.columns, stream.rows)
-            for stream in copy_streams(conn, schema, params)
+            for stream in copy_streams(schema, params)
         )
     _notify(conn, schema, params, limiter)
     return count

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
@@ -96,7 +96,7 @@ class JobRow:
         """The metadata object; empty where it is not an object."""
         try:
             decoded = json.loads(self.encoded_metadata)
-        except ValueError:
+        except (ValueError, RecursionError):
             decoded = None
         if not isinstance(decoded, dict):
             log.warning("job %s: metadata is not a JSON object; reading it as empty", self.id)
@@ -110,9 +110,9 @@ class JobRow:
         for text in self.encoded_errors:
             try:
                 entry = json.loads(text)
-                at = datetime.fromisoformat(_microseconds(entry["at"]))
+                at = _parse_time(entry["at"])
                 decoded.append(AttemptError(at, entry["attempt"], entry["error"], entry.get("trace") or ""))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 log.warning("job %s: an entry of errors cannot be read; leaving it out", self.id)
         return tuple(decoded)
 
@@ -120,6 +120,12 @@ class JobRow:
     def output(self) -> Any:
         """What the worker recorded with `record_output`, or None."""
         return self.metadata.get("output")
+
+
+def _parse_time(stamp: str) -> datetime:
+    """RFC 3339, as Go writes it. A time without a zone, which is nobody's to write, is taken as UTC."""
+    at = datetime.fromisoformat(_microseconds(stamp))
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def _microseconds(stamp: str) -> str:

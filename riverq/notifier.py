@@ -6,7 +6,7 @@ channel of its own and asks a second connection to NOTIFY there.
 
     disconnected --connect, LISTEN all, tell every subscriber of the gap--> connected, not known to deliver
     connected --the probe came back--> delivering
-    connected --two probes in a row did not--> poll-only (said once; probing goes on; recovery is said once)
+    connected --two in a row did not--> poll-only (said once; probing goes on; recovery is said once)
     delivering --two probes in a row did not--> disconnected (a fresh connection may cure it; its first probes decide)
     any --the connection broke, or a ping stayed unanswered--> disconnected, and back after 0.1 s, 0.2 s, 0.4 s ...
 
@@ -47,6 +47,7 @@ OnGap = Callable[[], None]
 
 MISSES_BEFORE_POLL_ONLY = 2
 WAIT_SLACK = 0.05
+CLOSE_LIMIT = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +87,13 @@ class _Session:
     ping_due: float
     probe_due: float
     listened: set[Topic] = field(default_factory=set)
+    connecting: asyncio.Task[None] | None = None
     waiting: asyncio.Task[list[Notification]] | None = None
     sending: asyncio.Task[bool] | None = None
     answer_due: float | None = None
     answered: bool = False
     misses: int = 0
     proven: bool = False
-
-    @property
-    def probe_is_out(self) -> bool:
-        return self.sending is not None or self.answer_due is not None
 
     def next_due(self) -> float:
         """When something must be done if nothing is heard. A probe being sent wakes the notifier by itself."""
@@ -183,7 +181,7 @@ class Notifier(Service):
         now = self._monotonic()
         session = _Session(self._make_listener(), now, now + self._timing.ping_interval.total_seconds(), now)
         try:
-            await self._limited("connecting the listener", session.listener.connect())
+            await self._connect(session)
             await self._limited("LISTEN", session.listener.listen(self._probe_channel))
             await self._listen_as_subscribed(session)
             self._tell_connected()
@@ -201,10 +199,19 @@ class Notifier(Service):
                 self.disconnected.signal(None)
         return session.proven or self._monotonic() - session.connected_at >= self._timing.probe_interval.total_seconds()
 
+    async def _connect(self, session: _Session) -> None:
+        """Not through `within`: a connect is never cancelled, it is closed, which frees whatever it got so far."""
+        session.connecting = asyncio.create_task(session.listener.connect(), name="riverq.Notifier.connect")
+        limit = self._timing.operation_timeout.total_seconds()
+        if not (await asyncio.wait({session.connecting}, timeout=limit))[0]:
+            raise UnavailableError(f"no connection to listen on within {limit:g} s")
+        session.connecting.result()
+
     async def _serve_once(self, session: _Session) -> None:
         await self._listen_as_subscribed(session)
         self._probe(session)
-        if not session.probe_is_out and self._monotonic() >= session.ping_due:
+        probe_is_out = session.sending is not None or session.answer_due is not None
+        if not probe_is_out and self._monotonic() >= session.ping_due:
             await session.listener.ping(self._timing.operation_timeout.total_seconds())
             session.ping_due = self._monotonic() + self._timing.ping_interval.total_seconds()
         await self._hear(session)
@@ -257,12 +264,15 @@ class Notifier(Service):
                 self._call(subscription.on_payload, notification.payload)
 
     async def _end(self, session: _Session) -> None:
-        tasks = [task for task in (session.waiting, session.sending) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await session.listener.close()
+        for hanging in (session.waiting, session.sending):
+            if hanging is not None:
+                hanging.cancel()
+        await session.listener.close()  # ends a connect that is under way
+        tasks = [task for task in (session.connecting, session.waiting, session.sending) if task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=2)
+            _, left = await asyncio.wait(tasks, timeout=CLOSE_LIMIT)
+            for task in left:
+                task.cancel()
         for task in tasks:
             if task.done() and not task.cancelled():
                 task.exception()  # read, else the loop complains; the connection is gone anyway
@@ -284,14 +294,12 @@ class Notifier(Service):
 
     async def _send_probe(self) -> bool:
         try:
-            await self._limited("the NOTIFY of the probe", self._send(str(next(self._probe_numbers))))
+            payload = str(next(self._probe_numbers))
+            await self._limited("the NOTIFY of the probe", self._notify(self._probe_channel, payload))
         except RiverqError as error:
             self.ctx.log.debug("%s: Could not send the probe: %s", self.name, error)
             return False
         return True
-
-    async def _send(self, payload: str) -> None:
-        await self._notify(self._probe_channel, payload)
 
     def _sent(self, session: _Session, *, was_sent: bool) -> None:
         session.sending = None

@@ -4,11 +4,12 @@ A run is known by its fence: the job's id, the `attempted_at` that the claim wro
 and never recomputed) and the claiming client, whose id is the last of `attempted_by`. Every statement that ends a run
 carries the fence, so a late loser changes nothing. `attempt` is no fence: it goes down on a snooze.
 
-The drawing in docs/internals/state-machine.md is generated from `TRANSITIONS`.
+The drawing in docs/internals/state-machine.md is `mermaid()`.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -17,17 +18,40 @@ from riverq.job import JobState
 
 S = JobState
 
-TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    S.AVAILABLE: frozenset({S.RUNNING, S.CANCELLED}),
-    S.SCHEDULED: frozenset({S.AVAILABLE, S.DISCARDED, S.CANCELLED}),
-    S.RETRYABLE: frozenset({S.AVAILABLE, S.DISCARDED, S.CANCELLED}),
-    S.PENDING: frozenset({S.AVAILABLE, S.CANCELLED}),
-    S.RUNNING: frozenset({S.COMPLETED, S.AVAILABLE, S.SCHEDULED, S.RETRYABLE, S.CANCELLED, S.DISCARDED}),
-    S.COMPLETED: frozenset({S.AVAILABLE}),
-    S.CANCELLED: frozenset({S.AVAILABLE}),
-    S.DISCARDED: frozenset({S.AVAILABLE}),
+TRIGGERS: dict[tuple[JobState, JobState], str] = {
+    (S.AVAILABLE, S.RUNNING): "claim",
+    (S.AVAILABLE, S.CANCELLED): "cancel",
+    (S.SCHEDULED, S.AVAILABLE): "due, or retry by hand",
+    (S.SCHEDULED, S.DISCARDED): "due, unique key taken",
+    (S.SCHEDULED, S.CANCELLED): "cancel",
+    (S.RETRYABLE, S.AVAILABLE): "due, or retry by hand",
+    (S.RETRYABLE, S.DISCARDED): "due, unique key taken",
+    (S.RETRYABLE, S.CANCELLED): "cancel",
+    (S.PENDING, S.AVAILABLE): "retry by hand",
+    (S.PENDING, S.CANCELLED): "cancel",
+    (S.RUNNING, S.COMPLETED): "success",
+    (S.RUNNING, S.AVAILABLE): "short retry or snooze, interrupted",
+    (S.RUNNING, S.SCHEDULED): "snooze",
+    (S.RUNNING, S.RETRYABLE): "error, rescue",
+    (S.RUNNING, S.CANCELLED): "cancel",
+    (S.RUNNING, S.DISCARDED): "no attempts left, given up",
+    (S.COMPLETED, S.AVAILABLE): "retry by hand",
+    (S.CANCELLED, S.AVAILABLE): "retry by hand",
+    (S.DISCARDED, S.AVAILABLE): "retry by hand",
 }
-"""From each state, the states a client may move a job to (`completed → available` and its kin are retries by hand)."""
+"""Every move that a client may make, and what makes it. A retry by hand of an `available` job changes only its time."""
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    state: frozenset(after for before, after in TRIGGERS if before is state) for state in S
+}
+"""From each state, the states a client may move a job to."""
+
+ENTRIES: dict[JobState, str] = {
+    S.AVAILABLE: "insert",
+    S.SCHEDULED: "insert with a time",
+    S.PENDING: "insert as pending",
+}
+"""The states a job may begin in."""
 
 SHORT_WAIT = timedelta(seconds=5)
 """A retry or snooze of at most this long goes straight to `available`; the leader's scheduler would come too late."""
@@ -126,3 +150,29 @@ def interrupted(run: Run, *, attempt: int, metadata: str | None = None) -> SetSt
         scheduled_in=timedelta(0),
         metadata=metadata,
     )
+
+
+def next_snooze_count(value: object) -> int:
+    """What `metadata.snoozes` becomes with one more snooze; `value` is the decoded value now, None where there is none.
+
+    Other clients may have written anything, so it is read as leniently as they read it: numbers lose their fraction,
+    texts count if they are plain integers, true is 1, everything else 0.
+    """
+    count = 0
+    if isinstance(value, (int, float)):
+        count = int(value) if abs(value) < 2**63 else 0
+    elif isinstance(value, str) and _INTEGER.fullmatch(value):
+        count = int(value)
+    return count + 1 if abs(count) < 2**63 - 1 else 1
+
+
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+
+
+def mermaid() -> str:
+    """The state machine as a mermaid diagram."""
+    lines = ["stateDiagram-v2"]
+    lines += [f"    [*] --> {state}: {what}" for state, what in ENTRIES.items()]
+    lines += [f"    {before} --> {after}: {what}" for (before, after), what in TRIGGERS.items()]
+    lines += [f"    {state} --> [*]: retention" for state in S if state.is_final]
+    return "\n".join(lines)

@@ -46,7 +46,7 @@ REQUIRED_STATES: Final = frozenset({JobState.AVAILABLE, JobState.PENDING, JobSta
 """Every `by_state` must have these: without them a job could be inserted twice before it ran once."""
 
 _ZERO_TIME = datetime(1, 1, 1, tzinfo=UTC)
-_PLAIN_KEY = re.compile(r"[ !#-\[\]-~]*")
+_PLAIN_KEY = re.compile(r"[ !#-\[\]-\x7f]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,16 +202,18 @@ def _key(key: str) -> str:
 
 
 def _marked(cls: type, above: Path, within: tuple[type, ...]) -> Iterator[Path]:
-    """Marked fields of `cls`; a marked field whose class has marks of its own contributes only those.
+    """Marked fields of `cls` and of the classes its fields hold, whether or not those fields are marked themselves.
 
-    `within` ends recursion on the way down only: two fields of one class both count.
+    A marked field whose class has marks of its own contributes only those. `within` ends recursion on the way down
+    only: two fields of one class both count.
     """
     for field in fields_of(cls):
         inner, marks, _ = without_none(field.annotation)
-        if unique not in field.marks and unique not in marks:
-            continue
         path = (*above, field.wire_name)
         below: list[Path] = []
         if shape_of(inner) is not None and inner not in (*within, cls):
             below = list(_marked(inner, path, (*within, cls)))
-        yield from below or [path]
+        if below:
+            yield from below
+        elif unique in field.marks or unique in marks:
+            yield path

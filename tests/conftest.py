@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ("tests.fix_database", "tests.fix_context", "tests.fix_leaks")
+pytest_plugins = ("tests.fix_database", "tests.fix_context", "tests.fix_leaks", "tests.fix_pgbouncer")

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq import migrate
+from riverq.errors import DatabaseError
 from riverq.migrate import Applied, MigrationStatus
 from riverq.versions import MAIN
 
@@ -164,19 +165,22 @@ def _call(
     twin: Callable[[AsyncEngine], Coroutine[Any, Any, T]],
 ) -> T:
     """Call with a sync engine, or await the twin where only an async driver is installed; then close the engine."""
-    if isinstance(engine, AsyncEngine):
-
-        async def run() -> T:
-            try:
-                return await twin(engine)
-            finally:
-                await engine.dispose()
-
-        return asyncio.run(run())
     try:
-        return function(engine)
+        if isinstance(engine, AsyncEngine):
+            return asyncio.run(_await_and_close(engine, twin))
+        try:
+            return function(engine)
+        finally:
+            engine.dispose()
+    except (sa.exc.SQLAlchemyError, OSError) as error:  # asyncpg lets the operating system's own error through
+        raise DatabaseError(f"the database cannot be asked: {getattr(error, 'orig', None) or error}") from error
+
+
+async def _await_and_close(engine: AsyncEngine, twin: Callable[[AsyncEngine], Coroutine[Any, Any, T]]) -> T:
+    try:
+        return await twin(engine)
     finally:
-        engine.dispose()
+        await engine.dispose()
 
 
 def _iso(value: Any) -> str:

@@ -12,11 +12,12 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq.client.core import Core, find_schema
-from riverq.client.lifecycle import Engines, Runtime
+from riverq.client.lifecycle import Engines, Faces, Runtime
 from riverq.client.session import AsyncAnySession, run_in_session
-from riverq.client.transact import in_transaction_async, translated
+from riverq.client.transact import in_transaction_async
 from riverq.config import Config
 from riverq.database import control_engine as make_control_engine
+from riverq.database import translating
 from riverq.driver import AnyEngine, Driver
 from riverq.errors import ConfigError, UsageError
 from riverq.hook import chain_insert_async
@@ -124,9 +125,7 @@ class AsyncClient:
         self._check_use()
         async with self._starting:
             if self._runtime is None:
-                runtime = Runtime(self._core, self._engines, async_face=self)
-                await runtime.start()
-                self._runtime = runtime
+                self._runtime = await self._make_runtime()
 
     async def stop(self, *, timeout: timedelta | None = None) -> None:
         """Stop fetching, wait for running jobs, then end everything. `timeout` only limits this wait.
@@ -150,6 +149,14 @@ class AsyncClient:
             await self.stop()
 
     # -- private
+
+    async def _make_runtime(self) -> Runtime:
+        from riverq.client.bridge import SyncBridge  # which needs this class
+
+        sync_face = SyncBridge(self, asyncio.get_running_loop())
+        runtime = Runtime(self._core, self._engines, Faces(lambda: sync_face, lambda: self))
+        await runtime.start()
+        return runtime
 
     async def _stop(self, how: Callable[[Runtime], Awaitable[None]], timeout: timedelta | None) -> None:
         runtime = self._runtime
@@ -200,7 +207,7 @@ class AsyncClient:
     async def _on(self, session: AsyncAnySession | None, fn: Callable[[Connection], T]) -> T:
         if session is None:
             return await self._transact(fn)
-        with translated(self._core.driver):
+        with translating(self._core.driver):
             return await run_in_session(session, fn)
 
     async def _transact(self, fn: Callable[[Connection], T]) -> T:

@@ -6,25 +6,33 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from sqlalchemy import Connection, Engine
 
 from riverq.client.core import Core, find_schema
-from riverq.client.lifecycle import Engines, Runtime
+from riverq.client.lifecycle import Engines, Faces, Runtime
 from riverq.client.loop_thread import LoopThread
 from riverq.client.session import SyncSession, sync_connection
-from riverq.client.transact import in_transaction, translated
+from riverq.client.transact import in_transaction
 from riverq.config import Config
 from riverq.database import control_engine as make_control_engine
+from riverq.database import translating
 from riverq.driver import AnyEngine, Driver
 from riverq.errors import ConfigError
 from riverq.hook import chain_insert_sync, is_async
 from riverq.insert import write, write_fast
 from riverq.insert_opts import InsertOptions, InsertParams
 from riverq.job import InsertResult
+from riverq.threads import DaemonThreads
+
+if TYPE_CHECKING:
+    from riverq.client.async_client import AsyncClient
 
 T = TypeVar("T")
+
+BRIDGE_THREADS = 8
+"""Transactions that `async def` workers of a sync client may have under way at once through `job.async_client`."""
 
 
 class Client:
@@ -60,6 +68,7 @@ class Client:
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._runtime: Runtime | None = None
+        self._bridge_threads = DaemonThreads(BRIDGE_THREADS, name="riverq_bridge")
 
     # -- who it is
 
@@ -157,7 +166,16 @@ class Client:
     # -- private
 
     async def _make_runtime(self) -> Runtime:
-        runtime = Runtime(self._core, self._engines, sync_face=self)
+        from riverq.client.bridge import AsyncBridge  # which needs this class
+
+        bridges: list[AsyncClient] = []
+
+        def async_face() -> AsyncClient:
+            if not bridges:
+                bridges.append(AsyncBridge(self, self._bridge_threads))
+            return bridges[0]
+
+        runtime = Runtime(self._core, self._engines, Faces(lambda: self, async_face))
         await runtime.start()
         return runtime
 
@@ -195,7 +213,7 @@ class Client:
     def _on(self, session: SyncSession | None, fn: Callable[[Connection], T]) -> T:
         if session is None:
             return self._transact(fn)
-        with translated(self._core.driver):
+        with translating(self._core.driver):
             return fn(sync_connection(session))
 
     def _transact(self, fn: Callable[[Connection], T]) -> T:

@@ -62,12 +62,11 @@ async def run_in_session(session: AsyncAnySession, fn: Callable[[Connection], T]
     return await conn.run_sync(lambda sync_conn: fn(_postgres(sync_conn)))
 
 
-def complete_in(session: SyncSession | AsyncAnySession, fn: Callable[[Connection], None]) -> Awaitable[None] | None:
-    """Call `fn` with the session's connection: at once for a sync session, else in the returned awaitable."""
+def complete_in(session: SyncSession | AsyncAnySession, fn: Callable[[Connection], T]) -> T | Awaitable[T]:
+    """Call `fn` with the session's connection: its result, or for an async session an awaitable of it."""
     if isinstance(session, ASYNC_KINDS):
         return run_in_session(session, fn)
-    fn(sync_connection(session))
-    return None
+    return fn(sync_connection(session))
 
 
 def _postgres(conn: Connection) -> Connection:

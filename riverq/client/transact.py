@@ -5,15 +5,14 @@ A COMMIT whose answer is lost is not a failure and not a success; it gets an exc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from riverq.database import translate
+from riverq.database import translate, translating
 from riverq.driver import AnyEngine, Driver
 from riverq.errors import MayBeCommittedError, UnavailableError, UsageError
 
@@ -25,20 +24,11 @@ MAY_BE_COMMITTED = (
 )
 
 
-@contextmanager
-def translated(driver: Driver) -> Iterator[None]:
-    """SQLAlchemy's errors come out as riverq's, with the original as cause."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise translate(error, driver) from error
-
-
 def in_transaction(engine: AnyEngine, driver: Driver, fn: Callable[[Connection], T]) -> T:
     """Call `fn` in a transaction on a sync engine, and commit it."""
     if not isinstance(engine, Engine):
         raise UsageError(f"a sync transaction needs an Engine, got: {engine!r}")
-    with translated(driver), engine.connect() as conn:
+    with translating(driver), engine.connect() as conn:
         return _commit(conn, driver, fn)
 
 
@@ -46,7 +36,7 @@ async def in_transaction_async(engine: AnyEngine, driver: Driver, fn: Callable[[
     """Call `fn` in a transaction on an async engine, and commit it."""
     if not isinstance(engine, AsyncEngine):
         raise UsageError(f"an async transaction needs an AsyncEngine, got: {engine!r}")
-    with translated(driver):
+    with translating(driver):
         async with engine.connect() as conn:
             return await conn.run_sync(_commit, driver, fn)
 

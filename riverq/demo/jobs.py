@@ -21,10 +21,10 @@ from riverq.client import AsyncClient, Client
 from riverq.config import Config, QueueConfig
 from riverq.driver import Driver, load_driver_class
 from riverq.errors import JobSnooze
-from riverq.insert_opts import UniqueOpts
 from riverq.job import Job
 from riverq.job_args import job_args
 from riverq.registry import Workers
+from riverq.unique import UniqueOpts
 
 SCHEMA = "riverq_demo"
 QUEUE = "index"

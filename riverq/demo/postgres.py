@@ -28,7 +28,14 @@ from typing import IO, Any, Self
 
 from riverq.demo.postgres_binaries import PostgresBinaries, PostgresStartError, copy_binaries, find_binaries
 
-__all__ = ["PostgresStartError", "ThrowawayPostgres", "find_binaries"]
+__all__ = [
+    "PostgresStartError",
+    "ThrowawayPostgres",
+    "find_binaries",
+    "free_port",
+    "short_temp_dir",
+    "unprivileged_account",
+]
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -48,16 +55,22 @@ rm -rf "$1"
 
 
 @dataclass(frozen=True)
-class _Account:
-    """Whom the server runs as; `uid` None means: as ourselves."""
+class Account:
+    """Whom a server runs as; `uid` None means: as ourselves."""
 
     uid: int | None = None
     gid: int | None = None
 
     def popen_options(self) -> dict[str, Any]:
+        """For `subprocess.Popen`."""
         if self.uid is None:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+    def take(self, path: Path) -> None:
+        """Make `path` this account's own."""
+        if self.uid is not None and self.gid is not None:
+            os.chown(path, self.uid, self.gid)
 
 
 class ThrowawayPostgres:
@@ -83,7 +96,7 @@ class ThrowawayPostgres:
         self.binaries = binaries or find_binaries()
         self._fsync = fsync
         self._settings = dict(settings or {})
-        self._account = _Account()
+        self._account = Account()
         self._server: subprocess.Popen[bytes] | None = None
         self._watchdog: subprocess.Popen[bytes] | None = None
         self.folder = Path()
@@ -103,11 +116,10 @@ class ThrowawayPostgres:
 
     def start(self) -> None:
         """Make the folder and the cluster, and start it."""
-        self._account = _unprivileged_account() if os.geteuid() == 0 else _Account()
-        self.folder = Path(tempfile.mkdtemp(prefix="riverq-pg-", dir=_short_temp_dir()))
+        self._account = unprivileged_account()
+        self.folder = Path(tempfile.mkdtemp(prefix="riverq-pg-", dir=short_temp_dir()))
         try:
-            if self._account.uid is not None and self._account.gid is not None:
-                os.chown(self.folder, self._account.uid, self._account.gid)
+            self._account.take(self.folder)
             self._start_watchdog()
             self._make_binaries_readable()
             self._initdb()
@@ -121,7 +133,7 @@ class ThrowawayPostgres:
         is_first = self.port == 0
         for _ in range(_PORT_TRIES if is_first else 1):
             if is_first:
-                self.port = _free_port(self.host)
+                self.port = free_port(self.host)
             if self._start_once():
                 return
         raise PostgresStartError(f"cannot start Postgres from {self.binaries.folder}: {self._log_tail()}")
@@ -179,8 +191,7 @@ class ThrowawayPostgres:
             secret = self.folder / "password"
             secret.touch(mode=0o600)
             secret.write_text(self.password)
-            if self._account.uid is not None and self._account.gid is not None:
-                os.chown(secret, self._account.uid, self._account.gid)
+            self._account.take(secret)
             command += ["--auth-host=scram-sha-256", f"--pwfile={secret}"]
         with self._open_log() as log:
             if self._popen(command, output=log).wait() != 0:
@@ -247,16 +258,18 @@ class ThrowawayPostgres:
         )
 
 
-def _unprivileged_account() -> _Account:
-    """Postgres refuses to run as root: the account `postgres` where there is one, else `nobody`."""
+def unprivileged_account() -> Account:
+    """Ourselves, or for root, as whom Postgres and PgBouncer refuse to run, `postgres` or `nobody`."""
+    if os.geteuid() != 0:
+        return Account()
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
-            return _Account(entry.pw_uid, entry.pw_gid)
+            return Account(entry.pw_uid, entry.pw_gid)
     raise PostgresStartError("Postgres cannot run as root, and no user postgres or nobody exists (run as another user)")
 
 
-def _short_temp_dir() -> str | None:
+def short_temp_dir() -> str | None:
     """Where the folder goes: /tmp where it can be, since a socket's path may have 107 bytes only.
 
     It is also the one place that an unprivileged child can surely enter.
@@ -264,8 +277,21 @@ def _short_temp_dir() -> str | None:
     return "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else None
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """A port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def main() -> None:
+    """Run one until Ctrl-C, for development."""
+    with ThrowawayPostgres(settings={"max_connections": "200", "max_prepared_transactions": "20"}) as server:
+        print(server.url(), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,8 @@
 The boundary is low on purpose. A query is a plain function of a SQLAlchemy `Connection`; an adapter only knows how to
 connect well, to listen, to COPY, and to read its own exceptions. Adapters are found by entry point, group
 `riverq.drivers`, under the name of the engine's `dialect.driver`, so anybody can publish one;
-`riverq.testing.driver_suite` is the proof that it fits. See docs/internals/drivers.md.
+`riverq.testing.driver_suite` is the proof that it fits. What is the same in every adapter is beside this module:
+`failures` (exceptions), `listening` and `threaded` (the life of a listener). See docs/internals/drivers.md.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class Driver(Protocol):
         """COPY `rows` of text values (None is NULL) into `table` (quoted by the caller), inside `conn`'s transaction.
 
         Returns the number of rows. Called on the sync face of the connection, in async engines under `run_sync`.
+        Raises RiverqError, as `riverq.driver.failures.translate` makes it: SQLAlchemy wraps nothing here.
         """
         ...
 
@@ -117,7 +119,7 @@ class Driver(Protocol):
         ...
 
     def is_disconnect(self, error: BaseException) -> bool:
-        """Whether the adapter's own exception says that the connection is gone. Never reads message texts."""
+        """Whether the adapter's own exception says that the connection is gone. Never reads what the server said."""
         ...
 
 
@@ -140,7 +142,9 @@ def load_driver(engine: AnyEngine) -> Driver:
     """The adapter for `engine`, by its `dialect.driver`. Raises DriverError with the extra to install."""
     name = engine.dialect.driver
     if engine.dialect.name != "postgresql":
-        raise DriverError(f"riverq needs Postgres, got an engine for {engine.dialect.name} (use postgresql+psycopg://…)")
+        raise DriverError(
+            f"riverq needs Postgres, got an engine for {engine.dialect.name} (use postgresql+psycopg://…)"
+        )
     known = sorted(entry.name for entry in entry_points(group=GROUP))
     if name not in known:
         raise DriverError(

@@ -117,10 +117,8 @@ class WireListener:
         finally:
             if not end.done():
                 self._wire.abort()
-        if not end.done():
-            await asyncio.wait({end}, timeout=POLITE_LIMIT / 2)
-            end.cancel()
-        await asyncio.sleep(0)  # noqa: TID251  # one turn of the loop, so that the tasks that just ended are gone
+        await asyncio.wait({end, *self._commands}, timeout=POLITE_LIMIT / 2)
+        end.cancel()
 
     async def _shut(self) -> None:
         async with self._turn:

@@ -94,7 +94,7 @@ def run(
         except sa.exc.DBAPIError as error:
             raise MigrationError(f"{_title(version, direction)} failed: {error.orig}") from error
         duration = timedelta(seconds=perf_counter() - started)
-        log.info("migrate: Ran %s in %s", _title(version, direction), duration)
+        log.info("migrate: Ran %s (duration=%s)", _title(version, direction), duration)
         applied.append(Applied(version.line, version.number, version.name, direction, duration))
     return applied
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from riverq.job import JobRow, JobState
-from riverq.query.rows import array_json, as_text, errors_json, mask_states, texts
+from riverq.query.rows import array_json, as_hex, as_text, errors_json, mask_states, texts
 from riverq.query.statement import catalog, from_us, integer_param, now_param, stamp, text_param, us_of
 from riverq.query.tables import Tables, statement
 
@@ -24,7 +24,7 @@ class ClaimedRow(NamedTuple):
 
     Times are microseconds since 1970, JSON is text. `tags`, `errors` and `attempted_by` are JSON arrays of texts
     (`riverq.query.rows.texts` reads them) and None on nearly all rows: without tags, without errors, and on the first
-    attempt. `unique_states` is a text such as `11110101`. `cancel_mark` is for `Run`.
+    attempt. `unique_key` is in hexadecimal, `unique_states` a text such as `11110101`. `cancel_mark` is for `Run`.
     """
 
     id: int
@@ -40,7 +40,7 @@ class ClaimedRow(NamedTuple):
     tags: str | None
     errors: str | None
     attempted_by: str | None
-    unique_key: bytes | None
+    unique_key: str | None
     unique_states: str | None
     cancel_mark: str | None
 
@@ -89,7 +89,7 @@ def claimed_job(row: ClaimedRow, *, queue: str, client_id: str) -> JobRow:
         attempted_at=from_us(row.attempted_at_us),
         attempted_by=texts(row.attempted_by) or (client_id,),
         tags=texts(row.tags),
-        unique_key=None if row.unique_key is None else bytes(row.unique_key),
+        unique_key=None if row.unique_key is None else bytes.fromhex(row.unique_key),
         unique_states=mask_states(row.unique_states),
         encoded_args=row.args,
         encoded_metadata=row.metadata,
@@ -139,7 +139,7 @@ def _claim(t: Tables) -> sa.Executable:
             sa.case((catalog.cardinality(job.tags) > sa.literal_column("0"), array_json(job.tags))),
             errors_json(t),
             sa.case((job.attempt > sa.literal_column("1"), array_json(job.attempted_by))),
-            job.unique_key,
+            as_hex(job.unique_key),
             as_text(job.unique_states),
             t.cancel_mark(),
         )

@@ -24,6 +24,7 @@ from sqlalchemy.dialects import postgresql as pg
 
 from riverq.job import JobState
 from riverq.query.array import integer_array
+from riverq.query.rows import as_hex
 from riverq.query.statement import (
     Statement,
     catalog,
@@ -96,9 +97,7 @@ def job_schedule_unique(
     waiting keys do not keep the others from their turn.
     """
     times = {"look_ahead": microseconds(look_ahead), "now": stamp(now)}
-    found = _candidates.rows(
-        conn, schema, limit=min(limit, UNIQUE_BATCH), passed_over=integer_array(passed_over), **times
-    )
+    found = _candidates.rows(conn, schema, limit=min(limit, UNIQUE_BATCH), id=integer_array(passed_over), **times)
     if not found:
         return UniqueScheduled([], [], [], 0)
     candidates = [_Candidate._make(row) for row in found]
@@ -229,9 +228,13 @@ def _candidates(t: Tables) -> sa.Executable:
     job = t.job.c
     passed = t.job.alias("passed")
     ids = input_rows("given", id=sa.BigInteger())
-    keys = sa.select(passed.c.unique_key).select_from(ids.join(passed, passed.c.id == ids.c.id))
+    keys = (
+        sa.select(passed.c.unique_key)
+        .select_from(ids.join(passed, passed.c.id == ids.c.id))
+        .where(passed.c.unique_key.is_not(None))
+    )
     return (
-        sa.select(job.id, catalog.encode(job.unique_key, sa.literal_column("'hex'")))
+        sa.select(job.id, as_hex(job.unique_key))
         .where(*_waiting_and_due(t), _enters_index(t), job.unique_key.not_in(keys))
         .order_by(job.priority, job.scheduled_at, job.id)
         .limit(integer_param("limit"))

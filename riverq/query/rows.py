@@ -37,7 +37,7 @@ def job_columns(t: Tables) -> list[sa.ColumnElement[Any]]:
         us_of(job.finalized_at, nullable=True).label("finalized_at"),
         array_json(job.attempted_by).label("attempted_by"),
         array_json(job.tags).label("tags"),
-        job.unique_key,
+        as_hex(job.unique_key).label("unique_key"),
         as_text(job.unique_states).label("unique_states"),
         as_text(job.args).label("args"),
         as_text(job.metadata).label("metadata"),
@@ -61,7 +61,7 @@ def job_row(row: Any) -> JobRow:
         finalized_at=None if row.finalized_at is None else from_us(row.finalized_at),
         attempted_by=texts(row.attempted_by),
         tags=texts(row.tags),
-        unique_key=None if row.unique_key is None else bytes(row.unique_key),
+        unique_key=None if row.unique_key is None else bytes.fromhex(row.unique_key),
         unique_states=mask_states(row.unique_states),
         encoded_args=row.args,
         encoded_metadata=row.metadata,
@@ -96,6 +96,11 @@ def queue_row(row: Any) -> Queue:
 def as_text(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
     """The text form of an enum, a bit string or jsonb: no adapter reads these alike."""
     return sa.cast(column, sa.Text())
+
+
+def as_hex(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+    """The bytes of a bytea in hexadecimal: pg8000 breaks its connection over a session's `bytea_output = 'escape'`."""
+    return catalog.encode(column, sa.literal_column("'hex'"), type_=sa.Text())
 
 
 def array_json(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:

@@ -41,7 +41,7 @@ def migration_versions(conn: sa.Connection, schema: str, line: str = "main") -> 
 
 def server_capabilities(conn: sa.Connection) -> ServerCapabilities:
     """What the server can do. YugabyteDB says so in `version()`; it has no LISTEN/NOTIFY and no `xmax`."""
-    row = _SERVER.execute(conn, "").one()
+    row: Any = _SERVER.execute(conn, "").one()
     return capabilities_of(row[0], row[1])
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import quoted_name
-from sqlalchemy.sql.functions import Function
+from sqlalchemy.sql.functions import FunctionElement
 
 from riverq.job import JobState
 from riverq.query.statement import TIMESTAMP, Statement, at_us, catalog
@@ -28,6 +29,23 @@ STATE_BITS = {
     JobState.SCHEDULED: 128,
 }
 """The value of each state in `unique_states`, read as an eight-bit number."""
+
+
+class _InBitmask(FunctionElement[bool]):
+    """River's function in its schema. SQLAlchemy's functions leave a schema of capitals unquoted, and fail at `%`."""
+
+    type = sa.Boolean()
+    inherit_cache = False
+
+    def __init__(self, schema: quoted_name, *arguments: sa.ColumnElement[Any]) -> None:
+        self.schema = schema
+        super().__init__(*arguments)
+
+
+@compiles(_InBitmask)  # type: ignore[no-untyped-call, untyped-decorator]
+def _in_bitmask(element: _InBitmask, compiler: Any, **options: Any) -> str:
+    schema = compiler.preparer.quote(element.schema)
+    return f"{schema}.river_job_state_in_bitmask({compiler.process(element.clauses, **options)})"
 
 
 class Tables:
@@ -51,7 +69,7 @@ class Tables:
 
     def in_mask(self, mask: sa.ColumnElement[Any], state: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
         """Whether a row with this mask is in the unique index while it has this state."""
-        return Function("river_job_state_in_bitmask", mask, state, packagenames=(self._schema,), type_=sa.Boolean())
+        return _InBitmask(self._schema, mask, state)
 
     def is_run(
         self, us: sa.ColumnElement[int], client_id: sa.ColumnElement[str], job: sa.FromClause | None = None

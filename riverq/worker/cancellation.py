@@ -76,6 +76,7 @@ class Cancellation:
             on_set()
         return True
 
-    def watch(self, on_set: Callable[[], object] | None) -> None:
-        """Have `on_set` called, in the loop, by the next `set`; None ends that. Replaces the callback before."""
-        self._on_set = on_set
+    def watch(self, on_set: Callable[[], object] | None) -> Callable[[], object] | None:
+        """Have `on_set` called, in the loop, by the next `set`; None ends that. Returns the callback it replaces."""
+        before, self._on_set = self._on_set, on_set
+        return before

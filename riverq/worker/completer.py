@@ -95,7 +95,6 @@ class Completer(Service):
         self._room.set()
         self._stop = asyncio.Event()
         self._leave = asyncio.Event()
-        self.settled: TestSignal[Settled] = self._settlement.settled
         self.slow_tried: TestSignal[int] = self._slow.tried
 
     @property
@@ -227,19 +226,20 @@ class Completer(Service):
         """Write runs of one kind; where the database refuses the group, halve it until the guilty ones are alone."""
         if not group:
             return
-        uncertain = False
+        missing, uncertain = None, False
         while True:
             try:
-                missing = await self._statement(group)
+                if missing is None:
+                    missing = await self._statement(group)
                 for locked in await self._missing(missing, uncertain=uncertain):
                     self._slow.add(locked, uncertain=uncertain)
                 backoff.reset()
                 return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # sorted into what to repeat and what to take apart
                 if is_refusal(error):
-                    await self._refused(group, error, backoff)
+                    await self._refused(group if missing is None else missing, error, backoff)
                     return
-                uncertain = uncertain or isinstance(error, UnavailableError)
+                uncertain = uncertain or (missing is None and isinstance(error, UnavailableError))
                 self.ctx.log.warning("%s: Could not write %d outcomes, trying again: %s", self.name, len(group), error)
             await backoff.sleep()
 

@@ -8,17 +8,19 @@ on first use.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from riverq.codec import encode
 from riverq.errors import ConfigError, JobRunLostError, UsageError
-from riverq.job import JobRow, JobState
-from riverq.query.job_fetch import ClaimedRow
+from riverq.job import JobRow
+from riverq.query.job_fetch import ClaimedRow, claimed_job
 from riverq.query.job_set_state import job_complete_in_transaction
-from riverq.state import Run
+from riverq.state import Run, next_snooze_count
 from riverq.worker.cancellation import Cancellation
 
 if TYPE_CHECKING:
@@ -52,7 +54,19 @@ class Surroundings:
 class RunContext:
     """One run. Implements `riverq.job.JobContext`."""
 
-    __slots__ = ("_around", "_log", "_row", "_staged", "cancelled", "claimed", "completed_in_session", "is_async", "run")
+    __slots__ = (
+        "_around",
+        "_log",
+        "_row",
+        "_staged",
+        "cancelled",
+        "claimed",
+        "completed_in_session",
+        "is_async",
+        "run",
+        "thread_runs",
+        "wake",
+    )
 
     def __init__(self, claimed: ClaimedRow, queue: str, around: Surroundings) -> None:
         self.claimed = claimed
@@ -61,6 +75,10 @@ class RunContext:
         self.completed_in_session = False
         self.is_async: bool | None = None
         """Whether the worker is an `async def`; None until it is known which worker it is."""
+        self.thread_runs = False
+        """Whether a thread is at work for this run; set by that thread."""
+        self.wake: Callable[[timedelta], None] | None = None
+        """What to call with how soon this client may look again, where the job goes straight back to `available`."""
         self._around = around
         self._row: JobRow | str = queue  # the queue's name until somebody asks for the row
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
@@ -75,11 +93,8 @@ class RunContext:
     def row(self) -> JobRow:
         """The row as claimed."""
         if isinstance(self._row, str):
-            self._row = self._make_row(self._row)
+            self._row = claimed_job(self.claimed, queue=self._row, client_id=self._around.client_id)
         return self._row
-
-    def _make_row(self, queue: str) -> JobRow:
-        return self.claimed.job_row(queue=queue, client_id=self._around.client_id)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -131,6 +146,15 @@ class RunContext:
         if self._staged is None:
             return None
         return "{" + ",".join(list(self._staged.values())) + "}"
+
+    def encoded_metadata_of_snooze(self) -> str:
+        """The same with River's counter of snoozes, one higher than in the row as claimed."""
+        try:
+            before = json.loads(self.claimed.metadata).get("snoozes")
+        except (ValueError, AttributeError):
+            before = None
+        members = [] if self._staged is None else list(self._staged.values())
+        return "{" + ",".join([*members, f'"snoozes":{next_snooze_count(before)}']) + "}"
 
     # -- completing in the user's own transaction
 

@@ -11,6 +11,7 @@ import asyncio
 from datetime import timedelta
 
 from riverq.service.context import ServiceContext
+from riverq.worker.waiting import wait_first
 
 
 class FetchLimiter:
@@ -46,17 +47,3 @@ class FetchLimiter:
         if self._granted_at is None:
             return 0.0
         return self._granted_at + self._cooldown - self._ctx.clock.monotonic()
-
-
-async def wait_first(ctx: ServiceContext, event: asyncio.Event, seconds: float) -> bool:
-    """Wait until `event` is set, at most `seconds` of the context's clock; whether it is set."""
-    if event.is_set():
-        return True
-    waiters = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(ctx.clock.sleep(seconds))]
-    try:
-        await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for waiter in waiters:
-            waiter.cancel()
-        await asyncio.gather(*waiters, return_exceptions=True)
-    return event.is_set()

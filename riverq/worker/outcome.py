@@ -34,7 +34,7 @@ from typing import NamedTuple, TypeVar
 
 from riverq import state
 from riverq.errors import JobCancel, JobDiscard, JobSnooze, JobTimeoutError, RiverqError
-from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
+from riverq.retry_policy import LONGEST_RETRY, DefaultRetryPolicy, RetryPolicy
 from riverq.state import SHORT_WAIT, SetState
 from riverq.worker.cancellation import CancelReason
 from riverq.worker.context import RunContext
@@ -48,8 +48,6 @@ CANCELLED_REMOTELY = "JobCancelError: job cancelled remotely"
 
 TRACE_LIMIT = 64 * 1024
 ERROR_LIMIT = 64 * 1024
-LONGEST_WAIT = timedelta(days=365 * 292)
-"""About what fits Go's time.Duration; the database would refuse much more."""
 
 
 class UnknownKindError(RiverqError):
@@ -85,9 +83,9 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
-    """Who decides when a failed job runs again: its worker (None lets the next decide), then the client."""
+    """Who decides when a failed job runs again: its worker, by the error (None lets the next decide), then `client`."""
 
-    worker: Callable[[], Retry | None] | None
+    worker: Callable[[BaseException], Retry | None]
     client: RetryPolicy
     rng: random.Random
     now: Callable[[], datetime]
@@ -122,7 +120,7 @@ def _steered(context: RunContext, error: BaseException) -> SetState | None:
         return state.snoozed(
             context.run,
             attempt=max(context.claimed.attempt - 1, 0),
-            wait=min(snooze.duration, LONGEST_WAIT),
+            wait=min(snooze.duration, LONGEST_RETRY),
             metadata=context.encoded_metadata_of_snooze(),
         )
     cancel = find(error, JobCancel)
@@ -141,17 +139,16 @@ def _failed(context: RunContext, error: BaseException, policies: Policies) -> Se
     metadata = context.encoded_metadata()
     if context.claimed.attempt >= context.claimed.max_attempts:
         return state.discarded(context.run, error=entry, metadata=metadata)
-    retry, wait = _retry(context, policies)
+    retry, wait = _retry(context, error, policies)
     return state.errored(context.run, error=entry, retry=retry, short=wait <= SHORT_WAIT, metadata=metadata)
 
 
-def unstorable(finished: Finished, error: Exception, rng: random.Random) -> list[SetState]:
+def unstorable(context: RunContext, error: Exception, rng: random.Random) -> list[SetState]:
     """What to try, in turn, instead of an outcome that the database refuses for what it holds.
 
     Metadata is left out, it may be the reason. Being discarded is the last resort, where even the retry's state is
     refused (a unique key that another job took meanwhile).
     """
-    context = finished.context
     entry = _entry(context, f"the outcome of this attempt could not be stored: {_message(error)}")
     last = state.discarded(context.run, error=entry)
     if context.claimed.attempt >= context.claimed.max_attempts:
@@ -163,16 +160,16 @@ def unstorable(finished: Finished, error: Exception, rng: random.Random) -> list
 # -- when to try again
 
 
-def _retry(context: RunContext, policies: Policies) -> tuple[Retry, timedelta]:
+def _retry(context: RunContext, error: BaseException, policies: Policies) -> tuple[Retry, timedelta]:
     """When to run again, as the policy said it, and how long that is from now."""
     try:
-        retry = None if policies.worker is None else policies.worker()
+        retry = policies.worker(error)
         if retry is None:
             retry = policies.client.next_retry(context.row, rng=policies.rng)
         return retry, _wait(retry, policies.now)
-    except Exception as error:  # whatever a user's policy raises must not cost the job
+    except Exception as defect:  # noqa: BLE001  # whatever a user's policy raises must not cost the job
         logging.getLogger("riverq").warning(
-            "job %s: the retry policy failed (%s); using the default policy", context.claimed.id, describe(error)
+            "job %s: the retry policy failed (%s); using the default policy", context.claimed.id, describe(defect)
         )
     wait = _default_wait(context, policies.rng)
     return wait, wait
@@ -187,14 +184,17 @@ def _wait(retry: object, now: Callable[[], datetime]) -> timedelta:
         wait = retry
     else:
         raise TypeError(f"expected a timedelta or an aware datetime, got: {retry!r}")
-    if not timedelta(0) <= wait <= LONGEST_WAIT:
-        raise ValueError(f"expected a time from now to {LONGEST_WAIT.days} days ahead, got: {retry!r}")
+    if not timedelta(0) <= wait <= LONGEST_RETRY:
+        raise ValueError(f"expected a time from now to {LONGEST_RETRY.days} days ahead, got: {retry!r}")
     return wait
 
 
 def _default_wait(context: RunContext, rng: random.Random) -> timedelta:
-    wait = DefaultRetryPolicy().next_retry(context.row, rng=rng)
-    return wait if isinstance(wait, timedelta) else timedelta(0)
+    default = DefaultRetryPolicy()
+    try:
+        return default.next_retry(context.row, rng=rng)
+    except Exception:  # noqa: BLE001  # a row that cannot be read must still be written
+        return default.wait(context.claimed.attempt, rng=rng)
 
 
 # -- what the row says about an error
@@ -231,7 +231,7 @@ def describe(error: BaseException) -> str:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # an exception's own __str__ may be broken
+    except Exception:  # noqa: BLE001  # an exception's own __str__ may be broken
         return "(its text cannot be shown: __str__ failed)"
 
 
@@ -239,7 +239,7 @@ def trace_of(error: BaseException) -> str:
     """The traceback, without riverq's own frames at its head; the middle is cut where it is very long."""
     try:
         lines = traceback.format_exception(type(error), error, _user_frames(error.__traceback__))
-    except Exception:  # the user's classes take part in formatting
+    except Exception:  # noqa: BLE001  # the user's classes take part in formatting
         return ""
     return "".join(lines)
 

@@ -24,7 +24,6 @@ from riverq.errors import DatabaseError, RiverqError, UnavailableError
 from riverq.job import JobRow, JobState
 from riverq.query.job_read import RunStatus, job_get_by_id_many, job_run_status
 from riverq.service.context import ServiceContext
-from riverq.service.testsignal import TestSignal
 from riverq.worker.outcome import Finished
 
 REFUSED_CLASSES = frozenset({"21", "22", "23", "54", "P0"})
@@ -79,7 +78,6 @@ class Settlement:
         self._ctx = ctx
         self._listeners: list[Callable[[Settled], None]] = []
         self.stats = CompleterStats()
-        self.settled: TestSignal[Settled] = TestSignal()
 
     def subscribe(self, on_settled: Callable[[Settled], None]) -> Callable[[], None]:
         """Have `on_settled` called in the loop for every settled run; it must not block. Returns how to end that."""
@@ -89,7 +87,7 @@ class Settlement:
     def completed(self, finished: Sequence[Finished]) -> None:
         """These plain successes are persisted."""
         self.stats.written += len(finished)
-        if self._listeners or self.settled.is_watched:
+        if self._listeners:
             now = self._ctx.clock.now()
             for each in finished:
                 self._tell(Settled(finished=each, state=JobState.COMPLETED, lost=False, at=now))
@@ -108,7 +106,7 @@ class Settlement:
         ours = [each for each in missing if _is_mine(statuses, each)]
         others = [each for each in missing if not _is_mine(statuses, each)]
         rows: dict[int, JobRow] = {}
-        if others and (self._listeners or self.settled.is_watched):
+        if others and self._listeners:
             ids = [each.context.claimed.id for each in others]
             rows = {row.id: row for row in await db.run_single(job_get_by_id_many, ids)}
         for each in others:
@@ -141,7 +139,6 @@ class Settlement:
             wake(state.scheduled_at - self._ctx.clock.now())
 
     def _tell(self, settled: Settled) -> None:
-        self.settled.signal(settled)
         for listener in list(self._listeners):
             try:
                 listener(settled)

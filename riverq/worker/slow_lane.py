@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from riverq.database import Database
-from riverq.errors import UnavailableError
+from riverq.errors import DatabaseError, UnavailableError
 from riverq.query.job_set_state import job_set_state_if_running
 from riverq.service.context import ServiceContext
 from riverq.service.testsignal import TestSignal
 from riverq.state import SetState
-from riverq.worker.fetch_limiter import wait_first
 from riverq.worker.outcome import Finished, unstorable
 from riverq.worker.settlement import Settlement, is_refusal
+from riverq.worker.waiting import wait_first
 
 
 @dataclass(slots=True)
@@ -59,7 +59,9 @@ class SlowLane:
 
     def refuse(self, finished: Finished, error: Exception) -> None:
         """Take a run whose outcome the database refused with `error`."""
-        entry = _Entry(finished, due=self._ctx.clock.monotonic())
+        # What failed outside the database may have failed after the statement was done.
+        uncertain = not isinstance(error, DatabaseError)
+        entry = _Entry(finished, due=self._ctx.clock.monotonic(), uncertain=uncertain)
         if self._next_alternative(entry, error):
             self._take(entry)
 
@@ -104,7 +106,7 @@ class SlowLane:
         except UnavailableError as error:
             entry.uncertain = True
             self._put_off(entry, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # sorted into what to repeat and what to replace
             if is_refusal(error):
                 return not self._next_alternative(entry, error)
             self._put_off(entry, error)
@@ -140,7 +142,7 @@ class SlowLane:
         job_id = entry.finished.context.claimed.id
         if entry.alternatives is None:
             self._ctx.log.error("Completer: The outcome of job %s cannot be stored: %s", job_id, error)
-            entry.alternatives = unstorable(entry.finished, error, self._ctx.rng)
+            entry.alternatives = unstorable(entry.finished.context, error, self._ctx.rng)
         if not entry.alternatives:
             self._settlement.stats.abandoned += 1
             self._ctx.log.error("Completer: Leaving job %s running, to be rescued: %s", job_id, error)

@@ -33,12 +33,76 @@ STRINGS = (
     " spaces  kept ",
 )
 FLOATS = (
-    0.0, -0.0, 0.1, 1.0, -1.0, 100.0, 1e21, 1e20, 123456789012345680000.0, 1e-6, 1e-7, 9.99e-7, 1.5e-9, 1e100, 5e-324, 1.7976931348623157e308,
-    2.5, 0.3, 1 / 3, 1e15, 1e16, 123456.789, 9007199254740993.0, -1e21, -1.234e-8, 999999999999999900000.0,
-)  # fmt: skip
+    0.0,
+    -0.0,
+    0.1,
+    1.0,
+    -1.0,
+    100.0,
+    1e21,
+    1e20,
+    123456789012345680000.0,
+    1e-6,
+    1e-7,
+    9.99e-7,
+    1.5e-9,
+    1e100,
+    5e-324,
+    1.7976931348623157e308,
+    2.5,
+    0.3,
+    1 / 3,
+    1e15,
+    1e16,
+    123456.789,
+    9007199254740993.0,
+    -1e21,
+    -1.234e-8,
+    999999999999999900000.0,
+)
 INTEGERS = (0, 1, -1, 7, 42, 2**31, -(2**31), 2**53, 2**53 + 1, 2**63 - 1, -(2**63))
-KEYS = ("a", "b", "Z", "10", "2", "_x", "é", "a<b", "a&b", "key with space", "", "a.b", "日本", "🦀", 'quo"te', "back\\slash", "\u2028")
-ODD_KEYS = ("", "!bang", ":lead", "@x", "[open", "a.b", "a\\b", "{brace", "a<b>&", "é&", 'a"b', "#", "*", "?", "a|b", "tab\t", "\u2028", "\x7f", "~", "Ω")
+KEYS = (
+    "a",
+    "b",
+    "Z",
+    "10",
+    "2",
+    "_x",
+    "é",
+    "a<b",
+    "a&b",
+    "key with space",
+    "",
+    "a.b",
+    "日本",
+    "🦀",
+    'quo"te',
+    "back\\slash",
+    "\u2028",
+)
+ODD_KEYS = (
+    "",
+    "!bang",
+    ":lead",
+    "@x",
+    "[open",
+    "a.b",
+    "a\\b",
+    "{brace",
+    "a<b>&",
+    "é&",
+    'a"b',
+    "#",
+    "*",
+    "?",
+    "a|b",
+    "tab\t",
+    "\u2028",
+    "\x7f",
+    "a<\x7f",
+    "~",
+    "Ω",
+)
 ZONES = (UTC, timezone(timedelta(hours=2)), timezone(-timedelta(hours=3, minutes=30)), timezone(timedelta(hours=14)))
 PERIODS = (timedelta(seconds=1), timedelta(seconds=7), timedelta(minutes=15), timedelta(hours=1), timedelta(minutes=90),
            timedelta(hours=24), timedelta(days=7), timedelta(days=30), timedelta(seconds=1.5))  # fmt: skip
@@ -76,8 +140,8 @@ class Unique:
 class Case:
     """A job about to be inserted. `shape` is empty for a raw job of `kind`; `values` is what its JSON says.
 
-    River gets the text of `values` in their order; riverq sorts a plain dict, as Go does its maps, and keeps the order of an
-    `OrderedDict`, as Go does that of raw JSON.
+    River gets the text of `values` in their order; riverq sorts a plain dict, as Go does its maps, and keeps the order
+    of an `OrderedDict`, as Go does that of raw JSON.
     """
 
     values: dict[str, Any]
@@ -92,7 +156,9 @@ class Case:
         request = {
             "shape": self.shape,
             "kind": self.kind,
-            "args": json.dumps(self.values, sort_keys=not self.shape and not isinstance(self.values, OrderedDict)),
+            "args": json.dumps(
+                self.values, ensure_ascii=False, sort_keys=not self.shape and not isinstance(self.values, OrderedDict)
+            ),
             "unique": self.unique.for_oracle(),
             "queue": self.queue,
             "now": self.now.isoformat(),
@@ -115,7 +181,9 @@ def _each_hard_value() -> Iterator[Case]:
     for number in FLOATS:
         yield Case({"one": number, "many": [number, -number], "table": {"k": number}}, "Floats")
     for number in INTEGERS:
-        yield Case({"small": number % 100, "large": number, "unsigned": abs(number), "flag": number % 2 == 0}, "Integers")
+        yield Case(
+            {"small": number % 100, "large": number, "unsigned": abs(number), "flag": number % 2 == 0}, "Integers"
+        )
     yield Case({"unsigned": 2**64 - 1}, "Integers")
     for microseconds in (0, 100_000, 120_000, 123_456, 1, 999_999):
         at = datetime(2026, 1, 2, 3, 4, 5, microseconds, tzinfo=UTC).isoformat()
@@ -156,12 +224,17 @@ def _each_option(rng: random.Random) -> Iterator[Case]:
         shape = rng.choice(list(VALUES))
         scheduled_at = _moment(rng) if rng.random() < 0.5 else None
         yield Case(
-            VALUES[shape](rng), shape, unique=options, queue=rng.choice(QUEUES), scheduled_at=scheduled_at, now=_moment(rng)
+            VALUES[shape](rng),
+            shape,
+            unique=options,
+            queue=rng.choice(QUEUES),
+            scheduled_at=scheduled_at,
+            now=_moment(rng),
         )
 
 
 def _raw(rng: random.Random) -> Iterator[Case]:
-    """Kinds without a class: any object, any key. Floats are left out, for their text is the sender's in Go's raw JSON."""
+    """Kinds without a class: any object, any key. No floats: in Go's raw JSON their text is the sender's."""
     for key in ODD_KEYS:
         yield Case({key: "value", "plain": {key: 1, "z": 2, "a": None}}, kind="raw_kind")
         ordered = OrderedDict(z=OrderedDict([("z", 1), (key, "<"), ("a", True)]))
@@ -169,13 +242,19 @@ def _raw(rng: random.Random) -> Iterator[Case]:
         yield Case(ordered, kind="raw_kind")
     for _ in range(20):
         keys = rng.sample(ODD_KEYS + KEYS, 6)
-        yield Case({key: rng.choice((rng.choice(STRINGS), rng.choice(INTEGERS), True, None, [], {})) for key in keys}, kind="raw/kind")
+        yield Case(
+            {key: rng.choice((rng.choice(STRINGS), rng.choice(INTEGERS), True, None, [], {})) for key in keys},
+            kind="raw/kind",
+        )
 
 
 def _text(rng: random.Random) -> str:
     if rng.random() < 0.7:
         return rng.choice(STRINGS)
-    points = (rng.choice((rng.randrange(0x20, 0x3000), rng.randrange(1, 0x80), rng.randrange(0x10000, 0x20000))) for _ in range(rng.randrange(12)))
+    points = (
+        rng.choice((rng.randrange(0x20, 0x3000), rng.randrange(1, 0x80), rng.randrange(0x10000, 0x20000)))
+        for _ in range(rng.randrange(12))
+    )
     return "".join(map(chr, points))
 
 
@@ -221,7 +300,13 @@ VALUES: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "Empty": lambda _: {},
     "Simple": lambda rng: {"name": _text(rng), "count": rng.choice(INTEGERS)},
     "Ordered": lambda rng: {
-        "zeta": rng.choice(INTEGERS), "nested": _inner(rng), "alpha": _text(rng), "Mid": True, "_under": 3, "a.b": _text(rng), "path/key": "s",
+        "zeta": rng.choice(INTEGERS),
+        "nested": _inner(rng),
+        "alpha": _text(rng),
+        "Mid": True,
+        "_under": 3,
+        "a.b": _text(rng),
+        "path/key": "s",
     },
     "Floats": lambda rng: {
         "one": rng.choice((rng.choice(FLOATS), rng.uniform(-1e9, 1e9), rng.random() * 10.0 ** rng.randrange(-30, 30))),
@@ -229,38 +314,72 @@ VALUES: dict[str, Callable[[random.Random], dict[str, Any]]] = {
         "table": _map(rng, lambda: rng.choice(FLOATS)),
     },
     "Integers": lambda rng: {
-        "small": rng.randrange(-128, 128), "large": rng.choice(INTEGERS), "unsigned": rng.randrange(2**64), "flag": rng.random() < 0.5,
+        "small": rng.randrange(-128, 128),
+        "large": rng.choice(INTEGERS),
+        "unsigned": rng.randrange(2**64),
+        "flag": rng.random() < 0.5,
     },
     "Times": lambda rng: {
-        "at": _time(rng), "maybe": rng.choice((None, _time(rng))), "later": rng.choice((None, _time(rng))),
+        "at": _time(rng),
+        "maybe": rng.choice((None, _time(rng))),
+        "later": rng.choice((None, _time(rng))),
         "items": _some(rng, lambda: _time(rng)),
     },
     "Omitting": lambda rng: {
-        "text": rng.choice(("", "t")), "number": rng.choice((0, 5)), "real": rng.choice((0.0, -0.0, 0.5)), "flag": rng.random() < 0.5,
-        "items": rng.choice((None, [], ["", "x"])), "table": rng.choice((None, {}, {"b": "1", "a": ""})), "pointer": rng.choice((None, "", "p")),
-        "object": rng.choice((None, _inner(rng))), "last": _text(rng),
+        "text": rng.choice(("", "t")),
+        "number": rng.choice((0, 5)),
+        "real": rng.choice((0.0, -0.0, 0.5)),
+        "flag": rng.random() < 0.5,
+        "items": rng.choice((None, [], ["", "x"])),
+        "table": rng.choice((None, {}, {"b": "1", "a": ""})),
+        "pointer": rng.choice((None, "", "p")),
+        "object": rng.choice((None, _inner(rng))),
+        "last": _text(rng),
     },
     "Nullable": lambda rng: {
-        "text": rng.choice((None, _text(rng))), "number": rng.choice((None, 0, 9)), "object": rng.choice((None, _inner(rng))),
-        "items": _some(rng, lambda: _text(rng)), "table": _map(rng, lambda: _text(rng)),
+        "text": rng.choice((None, _text(rng))),
+        "number": rng.choice((None, 0, 9)),
+        "object": rng.choice((None, _inner(rng))),
+        "items": _some(rng, lambda: _text(rng)),
+        "table": _map(rng, lambda: _text(rng)),
     },
     "Collections": lambda rng: {
-        "objects": _some(rng, lambda: _inner(rng)), "by_name": _map(rng, lambda: _inner(rng)), "matrix": _some(rng, lambda: [1, 2]),
-        "labels": _map(rng, lambda: _label(rng)), "pair": [_text(rng), _text(rng)],
+        "objects": _some(rng, lambda: _inner(rng)),
+        "by_name": _map(rng, lambda: _inner(rng)),
+        "matrix": _some(rng, lambda: [1, 2]),
+        "labels": _map(rng, lambda: _label(rng)),
+        "pair": [_text(rng), _text(rng)],
     },
     "Bytes": lambda rng: {"data": rng.choice((None, "", base64.b64encode(rng.randbytes(rng.randrange(20))).decode()))},
-    "Selected": lambda rng: {"trace_id": _text(rng), "customer_id": _text(rng), "amount": rng.choice(INTEGERS), "note": _text(rng)},
+    "Selected": lambda rng: {
+        "trace_id": _text(rng),
+        "customer_id": _text(rng),
+        "amount": rng.choice(INTEGERS),
+        "note": _text(rng),
+    },
     "SelectedNested": lambda rng: {
-        "subject": _text(rng), "customer": _customer(rng), "trace_id": _text(rng), "label": rng.choice((None, _text(rng))),
+        "subject": _text(rng),
+        "customer": _customer(rng),
+        "trace_id": _text(rng),
+        "label": rng.choice((None, _text(rng))),
     },
     "SelectedPointer": lambda rng: {"trace_id": _text(rng), "customer": rng.choice((None, _customer(rng)))},
     "SelectedWhole": lambda rng: {
-        "trace_id": _text(rng), "object": _inner(rng), "table": _map(rng, lambda: _text(rng)), "items": _some(rng, lambda: rng.choice(INTEGERS)),
+        "trace_id": _text(rng),
+        "object": _inner(rng),
+        "table": _map(rng, lambda: _text(rng)),
+        "items": _some(rng, lambda: rng.choice(INTEGERS)),
     },
     "SelectedOmitting": lambda rng: {"left": rng.choice(("", "l")), "right": rng.choice((0, 8)), "other": _text(rng)},
     "SelectedSiblings": lambda rng: {"payer": _customer(rng), "payee": _customer(rng), "trace_id": _text(rng)},
     "SelectedSiblingsMarked": lambda rng: {"payer": _customer(rng), "payee": _customer(rng), "trace_id": _text(rng)},
     "Embedded": lambda rng: {"tenant_id": _text(rng), "actor": _text(rng), "subject": _text(rng), "body": _text(rng)},
     "EmbeddedPlain": lambda rng: {"middle": _text(rng), "flag": True, "zed": _text(rng), "able": rng.choice(INTEGERS)},
-    "SelectedOddNames": lambda rng: {"a.b": _text(rng), "path/key": _text(rng), ":lead": _text(rng), "é": _text(rng), "other": _text(rng)},
-}  # fmt: skip
+    "SelectedOddNames": lambda rng: {
+        "a.b": _text(rng),
+        "path/key": _text(rng),
+        ":lead": _text(rng),
+        "é": _text(rng),
+        "other": _text(rng),
+    },
+}

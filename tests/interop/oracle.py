@@ -1,7 +1,8 @@
 """Drives the real River, so that tests can hold riverq against it.
 
-The other half is the program in `tests/interop/go`: one process serves a whole test session, one JSON request a line. It is built
-on first use, with Go's own cache making later builds quick, into `$XDG_CACHE_HOME/riverq` where that is set and `go/bin` otherwise.
+The other half is the program in `tests/interop/go`: one process serves a whole test session, one JSON request a line.
+It is built on first use, with Go's own cache making later builds quick, into `$XDG_CACHE_HOME/riverq` where that is set
+and `go/bin` otherwise.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def build(go: str) -> Path:
     folder = Path(cache) / "riverq" if cache else SOURCE / "bin"
     folder.mkdir(parents=True, exist_ok=True)
     binary = folder / "riverq-oracle"
-    # -trimpath and no VCS stamp: the same bytes wherever the checkout lies. Built aside and moved, for tests in several processes.
+    # -trimpath and no VCS stamp: the same bytes wherever the checkout lies. Built aside and moved, because several
+    # test processes may build at once.
     fresh = folder / f"riverq-oracle.{os.getpid()}"
     built = subprocess.run(
         [go, "build", "-trimpath", "-buildvcs=false", "-o", str(fresh), "."],
@@ -51,10 +53,12 @@ def build(go: str) -> Path:
 
 
 class Oracle:
-    """A running oracle. `call` is safe from several threads; one slow call does not hold up the others on the Go side."""
+    """A running oracle. Requests that were sent run side by side, whichever is waited for first."""
 
     def __init__(self, binary: Path) -> None:
-        self._process = subprocess.Popen([str(binary)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self._process = subprocess.Popen(
+            [str(binary)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
         self._ids = count(1)
         self._answers: dict[int, dict[str, Any]] = {}
         self._writing = Lock()

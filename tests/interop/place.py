@@ -47,7 +47,7 @@ class Place:
         """One row as the database has it, without any client, every value as text."""
         with self.engine.connect() as connection:
             row = connection.execute(
-                sa.text(f'SELECT to_jsonb(j) || jsonb_build_object($$errors$$, errors::text) FROM "{self.schema}".river_job j WHERE id = :id'),
+                sa.text(f'SELECT to_jsonb(j) FROM "{self.schema}".river_job j WHERE id = :id'),
                 {"id": job_id},
             ).scalar_one()
         values: dict[str, Any] = row

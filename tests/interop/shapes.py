@@ -1,7 +1,8 @@
 """Job args of many shapes, each the twin of the Go struct of the same name in `go/shapes.go`.
 
-Same kind, same fields in the same order, same marks: that is all it takes for one unique key on both sides, and these classes show
-it. Pointers and slices are nil in Go until they are set, so their twins are `| None`; an embedded struct is a base class.
+Same kind, same fields in the same order, same marks: that is all it takes for one unique key on both sides, and these
+classes show it. Pointers and slices are nil in Go until they are set, so their twins are `| None`; an embedded struct
+is a base class.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _catalog(place: Place) -> str:
 
 
 def _with_pending(text: str) -> str:
-    """riverq has the state `pending` in the type from the start, since adding it later cannot share a transaction with its use."""
+    """riverq has `pending` in the type from the start: added later, its use would need a transaction of its own."""
     return text.replace("discarded retryable", "discarded pending retryable")
 
 

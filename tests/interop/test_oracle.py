@@ -39,7 +39,7 @@ def test_generated_client_id_has_the_documented_shape(migrated: Place) -> None:
 
 
 def test_captured_unique_keys_are_those_that_are_written(migrated: Place) -> None:
-    """Keys are taken from River's insert chain, without writing; here is the proof that nothing changes them afterwards."""
+    """Keys are taken from River's insert chain, without writing; nothing changes them on the way to the table."""
     some = [case for case in cases.cases() if case.unique.by_period is None][::25]
     captured = migrated.go("unique_keys", cases=[case.for_oracle() for case in some])
     for case, expected in zip(some, captured, strict=True):

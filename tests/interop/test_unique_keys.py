@@ -16,8 +16,7 @@ import riverq
 from riverq.errors import ConfigError
 from riverq.insert_opts import InsertParams
 from tests.interop.cases import Case, Unique, cases
-from tests.interop.keys import prepare
-from tests.interop.oracle import Oracle
+from tests.interop.keys import job_args, prepare, unique_opts
 from tests.interop.place import Place
 
 FEWEST_CASES = 300
@@ -74,11 +73,11 @@ def test_options_that_river_refuses_are_refused(migrated: Place, unique: Unique)
     case = Case({"name": "n"}, "Simple", unique=unique)
     [told] = migrated.go("unique_keys", cases=[case.for_oracle()])
     assert "UniqueOpts" in told["error"]
-    with pytest.raises((ConfigError, riverq.errors.RiverqError, ValueError)):
+    with pytest.raises(ConfigError):
         prepare(case)
 
 
-def test_raw_args_that_are_no_object_are_refused_by_river(oracle: Oracle, migrated: Place) -> None:
+def test_raw_args_that_are_no_object_are_refused_by_river(migrated: Place) -> None:
     """Why riverq takes a dict only: River hashes no other JSON."""
     told = migrated.go("unique_keys", cases=[{"kind": "kind", "args": "3", "unique": {"by_args": True}}])
     assert told == [{"error": "unique args must encode a JSON object"}]
@@ -89,11 +88,11 @@ def test_a_duplicate_of_the_other_side_is_skipped(migrated: Place) -> None:
     client = riverq.Client(migrated.engine, riverq.Config(schema=migrated.schema))
     first = Case({"name": "<one>", "count": 1}, "Simple")
     [by_river] = migrated.go("insert", jobs=[first.for_oracle()])
-    ours = client.insert(first.job_args(), unique=first.unique.for_riverq())
+    ours = client.insert(job_args(first), unique_opts=unique_opts(first.unique))
     assert (ours.unique_skipped_as_duplicate, ours.job.id) == (True, by_river["job"]["id"])
 
     second = Case({"name": "two\u2028", "count": 2}, "Simple")
-    ours = client.insert(second.job_args(), unique=second.unique.for_riverq())
+    ours = client.insert(job_args(second), unique_opts=unique_opts(second.unique))
     [by_river] = migrated.go("insert", jobs=[second.for_oracle()])
     assert (by_river["unique_skipped_as_duplicate"], by_river["job"]["id"]) == (True, ours.job.id)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -9,14 +8,6 @@ import pytest
 import sqlalchemy as sa
 
 from tests.migrate.ways import Place
-
-
-@pytest.fixture(scope="session")
-def database_url() -> str:
-    url = os.environ.get("RIVERQ_TEST_DATABASE_URL")
-    if not url:
-        pytest.skip("RIVERQ_TEST_DATABASE_URL is not set")
-    return url
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 from riverq import migrate
 from riverq.cli.migrate import AnyEngine, add_parsers
-from riverq.errors import ConfigError, SchemaError
+from riverq.errors import ConfigError, DatabaseError, SchemaError
 from tests.migrate.test_catalog import rivers
 from tests.migrate.ways import ADAPTERS, ASYNC, Place
 
@@ -132,3 +132,10 @@ def test_mistakes_are_explained(riverq: Riverq) -> None:
         riverq("migrate-get --version 12")
     with pytest.raises(SystemExit):
         riverq("migrate-get")
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_unreachable_database_is_told_in_one_sentence(adapter: str, capsys: pytest.CaptureFixture[str]) -> None:
+    riverq = Riverq(Place("postgresql://nobody@127.0.0.1:1/nowhere"), adapter, capsys)
+    with pytest.raises(DatabaseError, match="the database cannot be asked: "):
+        riverq("validate")

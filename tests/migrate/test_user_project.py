@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -20,25 +19,26 @@ from alembic.util import CommandError
 
 from riverq.migrate.run import LOCK_KEY
 from tests.migrate.test_catalog import rivers
+from tests.migrate.test_concurrent import gate
 from tests.migrate.ways import ADAPTERS, Place
 
 MODELS = """
 import sqlalchemy as sa
 metadata = sa.MetaData(naming_convention={
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s", "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s", "pk": "pk_%(table_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s", "fk": "fk_%(table_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s", "pk": "pk_%(table_name)s",
 })
 sa.Table("account", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.Text, index=True))
 """
 
 ENV = """
 from alembic import context
-import asyncio, sqlalchemy as sa
+import asyncio, os, sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from riverq_migrations import include_name
 exec(MODELS)
 config = context.config
-url, mode = config.attributes["url"], config.attributes["mode"]
+url, mode = config.attributes.get("url") or os.environ["APP_DATABASE_URL"], config.attributes.get("mode")
 
 def run(connection):
     context.configure(connection=connection, target_metadata=metadata, include_name=include_name,
@@ -194,20 +194,39 @@ def test_schema_of_any_name(project: Callable[..., Project], adapter: str) -> No
     assert not [name for name in mine.place.relations() if "river" in name]
 
 
-def test_schema_in_the_ini_file_and_on_the_command_line(project: Callable[..., Project]) -> None:
+def test_schema_in_the_ini_file(project: Callable[..., Project]) -> None:
     mine = project().write()
-    mine.place.execute('CREATE SCHEMA "My Jobs"; CREATE SCHEMA other')
+    mine.place.execute('CREATE SCHEMA "My Jobs"')
     ini = mine.folder / "alembic.ini"
     ini.write_text(ini.read_text() + "riverq_schema = My Jobs\n")
     mine.upgrade("riverq@head")
     assert mine.place.catalog("My Jobs") == rivers(8)
 
 
+def test_alembic_command_with_pyproject_and_schema_on_the_command_line(project: Callable[..., Project]) -> None:
+    mine = project().write()
+    (mine.folder / "alembic.ini").unlink()
+    (mine.folder / "pyproject.toml").write_text(
+        '[tool.alembic]\nscript_location = "%(here)s/migrations"\n'
+        'version_locations = ["%(here)s/migrations/versions", "riverq_migrations:versions"]\n'
+    )
+    mine.place.execute("CREATE SCHEMA other")
+    url = mine.place.sqlalchemy_url().render_as_string(hide_password=False)
+    line = [sys.executable, "-m", "alembic", "-x", "riverq_schema=other", "upgrade", "heads"]
+    done = subprocess.run(
+        line, cwd=mine.folder, env=os.environ | {"APP_DATABASE_URL": url}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert mine.versions() == HEADS
+    assert mine.place.catalog("other") == rivers(8)
+
+
 def test_offline_sql_of_own_environment(project: Callable[..., Project]) -> None:
     mine = project().write()
     config = mine.config()
     command.upgrade(config, "heads", sql=True)
-    mine.place.execute(config.output_buffer.getvalue())  # type: ignore[attr-defined]
+    assert isinstance(config.output_buffer, io.StringIO)
+    mine.place.execute(config.output_buffer.getvalue())
     assert mine.place.catalog() == rivers(8)
     assert mine.versions() == HEADS
     mine.upgrade()
@@ -261,12 +280,23 @@ def test_two_upgrades_at_once_with_the_documented_line(project: Callable[..., Pr
     def run() -> str:
         return subprocess.run(line, capture_output=True, text=True, check=False, env=os.environ).stderr
 
-    with psycopg.connect(mine.place.url) as holder, ThreadPoolExecutor(3) as threads:
-        holder.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK_KEY])
+    with gate(mine.place) as open_at, ThreadPoolExecutor(3) as threads:
         racing = [threads.submit(run) for _ in range(2)]
         ours = threads.submit(mine.place.call, "asyncpg", "up")
-        holder.rollback()
+        open_at(3)
         assert [each.result(60) for each in racing] == ["", ""]
+        assert len(ours.result(60)) in (0, 9)
+    assert mine.versions() == HEADS
+    assert mine.place.catalog() == rivers(8)
+
+
+def test_upgrade_without_the_documented_line_waits_for_the_command_line(project: Callable[..., Project]) -> None:
+    mine = project().write()
+    with gate(mine.place) as open_at, ThreadPoolExecutor(2) as threads:
+        racing = threads.submit(mine.upgrade)
+        ours = threads.submit(mine.place.call, "pg8000", "up")
+        open_at(2)
+        racing.result(60)
         assert len(ours.result(60)) in (0, 9)
     assert mine.versions() == HEADS
     assert mine.place.catalog() == rivers(8)

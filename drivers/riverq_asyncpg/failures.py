@@ -1,0 +1,28 @@
+"""What asyncpg's exceptions say: the SQLSTATE, and whether the connection is gone.
+
+SQLAlchemy re-raises asyncpg's exceptions as its own adapter's, with asyncpg's as the cause; both are understood.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """The SQLSTATE that the server gave, or None; asyncpg gives its own errors codes too, of class 08."""
+    state = getattr(_original(error), "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """True when asyncpg says that it has no connection, or could not make one."""
+    original = _original(error)
+    if isinstance(original, asyncpg.PostgresConnectionError | OSError):
+        return True
+    # "connection is closed" and "another operation is in progress" are one class; only the first has no way on.
+    return isinstance(original, asyncpg.InterfaceError) and original.args[:1] == ("connection is closed",)
+
+
+def _original(error: BaseException) -> BaseException:
+    cause = error.__cause__
+    return cause if isinstance(cause, asyncpg.PostgresError | asyncpg.InterfaceError | OSError) else error

@@ -1,0 +1,50 @@
+"""From a URL to a SQLAlchemy engine that works direct and behind PgBouncer, in session and in transaction mode.
+
+pg8000 uses unnamed statements only, so nothing has to be switched off. `application_name` is the only startup parameter
+that PgBouncer takes from everybody.
+
+One thing is mended. When the server ends a connection it first says why; pg8000 keeps the reason, reads on, meets the
+end of the stream, and reports only "network error". On engines made here a fatal error is raised when it is read, so
+that a terminated backend and PgBouncer's refusals have their names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pg8000.exceptions import DatabaseError
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from riverq.driver import AnyEngine
+from riverq.errors import DriverError
+
+_ERROR_RESPONSE = b"E"
+_FATAL = frozenset({"FATAL", "PANIC"})
+
+
+def make_engine(url: URL, *, asynchronous: bool, application_name: str, options: dict[str, Any]) -> AnyEngine:
+    """An engine of `postgresql+pg8000` for `url`, whatever driver the URL names. `options` win over ours."""
+    if asynchronous:
+        raise DriverError("driver pg8000 has no asynchronous interface (use psycopg or asyncpg for an async engine)")
+    given = dict(options)
+    connect_args = {"application_name": application_name, **given.pop("connect_args", {})}
+    engine = create_engine(url.set(drivername="postgresql+pg8000"), connect_args=connect_args, **given)
+    event.listen(engine, "do_connect", _connect)
+    return engine
+
+
+def _connect(dialect: Dialect, _record: ConnectionPoolEntry, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
+    raw: Any = dialect.connect(*args, **params)
+    usual = raw.message_types[_ERROR_RESPONSE]
+
+    def raise_if_fatal(data: bytes, context: Any) -> None:
+        usual(data, context)
+        fields = context.error.args[0]
+        # V is the severity that is never translated; S is, and is all that PgBouncer sends.
+        if fields.get("V", fields.get("S")) in _FATAL:
+            raise DatabaseError(fields)
+
+    raw.message_types[_ERROR_RESPONSE] = raise_if_fatal
+    return raw

@@ -1,0 +1,269 @@
+"""Runs query functions. The only place that knows whether an engine is sync or async.
+
+A query is a plain function `fn(conn, schema, …)` of `riverq/query/`, written once on SQLAlchemy's sync `Connection`. On
+an async engine it runs under `AsyncConnection.run_sync`, which costs nothing; on a sync engine the whole transaction
+makes one hop to a daemon thread, never one hop per statement. What it returns must be plain values: a lazy result would
+touch the connection after it has gone back to the pool.
+
+    run          one transaction, READ COMMITTED whatever the engine's default is
+    run_single   one statement without a transaction around it; about a third cheaper, because BEGIN and COMMIT are
+                 round trips of their own
+    limited      a lane: the same engine behind slots of its own, so that work that may wait (a locked row, a long
+                 upkeep) never keeps work that must not (the leader's lease) from a connection
+
+Cancelling the task that awaits: on an async engine the adapter cancels the statement and the connection is discarded;
+on a sync engine the thread runs on to the end of the transaction, its result is dropped, and the connection goes back
+to the pool then. Neither leaks a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+
+from riverq.driver import AnyEngine, Driver
+from riverq.driver.failures import translate
+from riverq.errors import RiverqError, UsageError
+from riverq.threads import DaemonThreads
+
+__all__ = ["Database", "control_engine", "translate", "translating"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+GENERAL_SLOTS = 2
+"""Transactions that a database runs at once, unless told otherwise; the control pool's third slot is the elector's."""
+
+CHECKOUT_LIMIT = 5.0
+"""Seconds to wait for a connection of the control pool. Its slots are counted, so a wait is a new connection's."""
+
+RECYCLE = 1800
+"""Seconds after which a connection of the control pool is replaced, as firewalls forget idle ones."""
+
+CLOSE_LIMIT = 2.0
+"""Seconds that closing waits for transactions that run, and again for the connections' goodbyes."""
+
+_ISOLATION = "READ COMMITTED"
+
+
+def control_engine(engine: AnyEngine, *, size: int) -> AnyEngine:
+    """An engine like `engine`, with at most `size` connections that the application cannot use up.
+
+    It connects exactly as the application's does: its URL, connect_args, `creator`, and `do_connect` and `connect`
+    listeners all apply, whatever the class and the size of the application's pool (a pool of one, NullPool and
+    StaticPool included). Connections are opened when first needed. Execution options and listeners on statements do
+    not carry over.
+
+    Only public interfaces are used: a copy of the application's pool opens each connection, and gives it up to a pool
+    of our own.
+    """
+    sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+    source = sync.pool.recreate()
+
+    def connect() -> Any:
+        fairy = source.connect()
+        connection = fairy.dbapi_connection  # before detach, which forgets it
+        fairy.detach()
+        return connection
+
+    pool_class = AsyncAdaptedQueuePool if isinstance(engine, AsyncEngine) else QueuePool
+    pool = pool_class(
+        connect, pool_size=size, max_overflow=0, timeout=CHECKOUT_LIMIT, recycle=RECYCLE, dialect=sync.dialect
+    )
+    own = Engine(pool, sync.dialect, sync.url, logging_name="riverq.control")
+    return AsyncEngine(own) if isinstance(engine, AsyncEngine) else own
+
+
+@contextmanager
+def translating(driver: Driver) -> Iterator[None]:
+    """What SQLAlchemy or the adapter raises inside comes out as riverq's exception, with the original as cause."""
+    try:
+        yield
+    except RiverqError:
+        raise
+    except Exception as error:
+        if not _is_of_database(error, driver):
+            raise
+        raise translate(error, driver) from error
+
+
+def _is_of_database(error: Exception, driver: Driver) -> bool:
+    # Adapters raise some errors past SQLAlchemy, most of them while connecting.
+    known = isinstance(error, SQLAlchemyError | OSError)
+    return known or driver.sqlstate(error) is not None or driver.is_disconnect(error)
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What the lanes of one database have in common."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    # None until the first connection shows whether the engine's default has to be overridden.
+    must_set_isolation: bool | None = None
+    threads: list[DaemonThreads] = field(default_factory=list)
+    running: set[Future[Any]] = field(default_factory=set)
+    closed: bool = False
+
+
+class Database:
+    """Runs query functions on one engine and one schema, at most `slots` at a time.
+
+    `schema` is resolved by the caller and written out in every statement. `owns_engine` says whether `close` disposes
+    of the engine. A database on an async engine belongs to the event loop that uses it first.
+    """
+
+    def __init__(
+        self,
+        engine: AnyEngine,
+        driver: Driver,
+        *,
+        schema: str,
+        slots: int = GENERAL_SLOTS,
+        owns_engine: bool = True,
+    ) -> None:
+        self.engine = engine
+        self.driver = driver
+        self.schema = schema
+        self._owns_engine = owns_engine
+        self._shared = _Shared()
+        self._make_lane(slots)
+
+    def limited(self, slots: int) -> Database:
+        """The same engine and schema behind `slots` of its own; closed with the database it came from."""
+        lane = Database.__new__(Database)
+        lane.engine, lane.driver, lane.schema = self.engine, self.driver, self.schema
+        lane._owns_engine, lane._shared = False, self._shared
+        lane._make_lane(slots)
+        return lane
+
+    async def run(self, fn: Callable[Concatenate[Connection, str, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `fn(conn, schema, …)` in a transaction of its own, and commit it.
+
+        Raises DatabaseError and its kinds, SchemaError, PoolExhaustedError; UsageError on another event loop.
+        """
+        return await self._run(self._in_transaction, partial(_call, fn, self.schema, args, kwargs))
+
+    async def run_single(
+        self, fn: Callable[Concatenate[Connection, str, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call `fn(conn, schema, …)`, which may execute one statement; it commits by itself.
+
+        Raises what `run` raises.
+        """
+        return await self._run(self._without_transaction, partial(_call, fn, self.schema, args, kwargs))
+
+    async def close(self) -> None:
+        """Let go of threads and, if owned, of the engine's connections. Waits a few seconds at most; never raises."""
+        if self._shared.closed:
+            return
+        self._shared.closed = True
+        if self._shared.running:
+            await asyncio.wait({asyncio.wrap_future(f) for f in self._shared.running}, timeout=CLOSE_LIMIT)
+        if self._owns_engine:
+            end = asyncio.ensure_future(self._dispose())
+            await asyncio.wait({end}, timeout=CLOSE_LIMIT)
+            end.cancel()
+        for threads in self._shared.threads:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    # -- where it runs
+
+    def _make_lane(self, slots: int) -> None:
+        self._slots = asyncio.Semaphore(slots)
+        self._threads = DaemonThreads(slots, name="riverq_database")
+        self._shared.threads.append(self._threads)
+
+    async def _run(
+        self, how: Callable[[Connection, Callable[[Connection], T]], T], call: Callable[[Connection], T]
+    ) -> T:
+        if self._shared.closed:
+            raise UsageError("the client's database was closed (its client was stopped)")
+        with translating(self.driver):
+            if isinstance(self.engine, AsyncEngine):
+                self._check_loop()
+                async with self._slots, self.engine.connect() as conn:
+                    return await conn.run_sync(how, call)
+            future = self._threads.submit(self._on_thread, self.engine, how, call)
+            self._shared.running.add(future)
+            future.add_done_callback(self._shared.running.discard)
+            return await asyncio.wrap_future(future)
+
+    def _on_thread(
+        self,
+        engine: Engine,
+        how: Callable[[Connection, Callable[[Connection], T]], T],
+        call: Callable[[Connection], T],
+    ) -> T:
+        with engine.connect() as conn:
+            return how(conn, call)
+
+    def _check_loop(self) -> None:
+        running = asyncio.get_running_loop()
+        if self._shared.loop is None:
+            self._shared.loop = running
+        elif self._shared.loop is not running:
+            raise UsageError(
+                f"this client belongs to another event loop: made for {self._shared.loop!r}, used from {running!r} "
+                "(make one client, with an engine of its own, per event loop)"
+            )
+
+    async def _dispose(self) -> None:
+        if isinstance(self.engine, AsyncEngine):
+            await self.engine.dispose()
+        else:
+            await asyncio.wrap_future(self._threads.submit(self.engine.dispose))
+
+    # -- how it runs: both on the sync face of a connection
+
+    def _in_transaction(self, conn: Connection, call: Callable[[Connection], T]) -> T:
+        if self._must_set_isolation(conn):
+            conn = conn.execution_options(isolation_level=_ISOLATION)
+        with conn.begin():
+            return call(conn)
+
+    def _without_transaction(self, conn: Connection, call: Callable[[Connection], T]) -> T:
+        """AUTOCOMMIT by the DBAPI's own attribute, which all adapters have and which costs no round trip.
+
+        SQLAlchemy's execution option does the same and then resets the connection's isolation level, which takes
+        longer than BEGIN and COMMIT on pg8000 (three statements) and leaves session state behind a pooler.
+        """
+        raw: Any = conn.connection.dbapi_connection
+        usual = raw.autocommit
+        if usual:
+            return call(conn)
+        raw.autocommit = True
+        try:
+            return call(conn)
+        finally:
+            if not conn.invalidated:
+                try:
+                    raw.autocommit = usual
+                except self._dbapi_error(conn):
+                    conn.invalidate()
+
+    def _must_set_isolation(self, conn: Connection) -> bool:
+        """Whether the engine's transactions would be something else; asked of the first connection only."""
+        if self._shared.must_set_isolation is None:
+            raw: Any = conn.connection.dbapi_connection
+            self._shared.must_set_isolation = raw.autocommit or conn.get_isolation_level() != _ISOLATION
+            conn.rollback()
+        return self._shared.must_set_isolation
+
+    @staticmethod
+    def _dbapi_error(conn: Connection) -> type[BaseException]:
+        error: type[BaseException] = conn.dialect.loaded_dbapi.Error
+        return error
+
+
+def _call(fn: Callable[..., T], schema: str, args: tuple[Any, ...], kwargs: dict[str, Any], conn: Connection, /) -> T:
+    return fn(conn, schema, *args, **kwargs)

@@ -1,0 +1,96 @@
+"""What the database or an adapter said, in riverq's exceptions. Used by the database seam, the listeners and COPY.
+
+Errors are told apart by SQLSTATE, because a server may speak any language. There is one exception: PgBouncer refuses a
+startup parameter, and a transaction in statement mode, with the code that any protocol violation has (08P01), and
+psycopg does not hand on even that. PgBouncer's texts are constants in its source, are not translated, and name a cure,
+so two of them are looked for.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import exc
+
+from riverq.driver import Driver
+from riverq.errors import DatabaseError, PoolerError, PoolExhaustedError, RiverqError, SchemaError, UnavailableError
+
+_CONNECTION_CLASS = "08"
+_GOING_AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "53300"})
+# Table, schema, column, function, type, constraint of ON CONFLICT: any of them missing means missing or older tables.
+_UNDEFINED = frozenset({"42P01", "3F000", "42703", "42883", "42704", "42P10"})
+
+_STARTUP_PARAMETER = "unsupported startup parameter"
+_STATEMENT_MODE = "not allowed in statement pooling mode"
+
+
+def translate(error: BaseException, driver: Driver) -> RiverqError:
+    """`error`, from SQLAlchemy or from the adapter itself, as the riverq exception to raise from it.
+
+    PoolExhaustedError, PoolerError, UnavailableError, SchemaError where River's tables are missing or too old, and
+    DatabaseError with the SQLSTATE for everything else. An exception of riverq's own comes back as it is.
+    """
+    if isinstance(error, RiverqError):
+        return error
+    if isinstance(error, exc.TimeoutError):
+        return PoolExhaustedError(f"no connection became free in time: {error} (raise pool_size or pool_timeout)")
+    original = _original(error)
+    state = sqlstate(original, driver)
+    text = message(original)
+    pooler = _pooler_error(text, state)
+    if pooler is not None:
+        return pooler
+    if _is_unavailable(error, original, state, driver):
+        return UnavailableError(f"the database is not available: {text}", state)
+    statement = error.statement if isinstance(error, exc.StatementError) else None
+    if state in _UNDEFINED and "river" in (statement or text):
+        return SchemaError(f"River's tables are missing or too old here: {text} (run `riverq migrate-up`)")
+    return DatabaseError(f"a statement failed: {text}", state)
+
+
+def sqlstate(error: BaseException, driver: Driver) -> str | None:
+    """The SQLSTATE of an adapter's exception; also of another adapter's, as a session may be on any."""
+    return driver.sqlstate(error) or _sqlstate_of_any(error)
+
+
+def message(error: BaseException) -> str:
+    """The first line of what the server or the adapter said; the rest would repeat the job's data."""
+    fields = error.args[0] if error.args else None
+    text = str(fields.get("M", fields)) if isinstance(fields, dict) else str(error)
+    return text.strip().partition("\n")[0] or type(error).__name__
+
+
+def _original(error: BaseException) -> BaseException:
+    if isinstance(error, exc.StatementError) and error.orig is not None:
+        return error.orig
+    return error
+
+
+def _sqlstate_of_any(error: BaseException) -> str | None:
+    for name in ("sqlstate", "pgcode"):
+        state = getattr(error, name, None)
+        if isinstance(state, str):
+            return state
+    fields = error.args[0] if error.args else None
+    return fields.get("C") if isinstance(fields, dict) else None
+
+
+def _pooler_error(text: str, state: str | None) -> PoolerError | None:
+    if _STARTUP_PARAMETER in text:
+        return PoolerError(
+            f"PgBouncer refused the connection: {text} (remove it from options, server_settings or startup_params; "
+            "for a server-side setting use ALTER ROLE … SET)",
+            state,
+        )
+    if _STATEMENT_MODE in text:
+        return PoolerError(
+            f"PgBouncer refused the transaction: {text} (pool_mode=statement cannot work; use session or transaction)",
+            state,
+        )
+    return None
+
+
+def _is_unavailable(error: BaseException, original: BaseException, state: str | None, driver: Driver) -> bool:
+    if state is not None:
+        return state.startswith(_CONNECTION_CLASS) or state in _GOING_AWAY
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(original, OSError) or driver.is_disconnect(original)

@@ -1,0 +1,72 @@
+"""A TCP proxy that can fall silent: the network that drops packets without telling anybody.
+
+Neither end is closed and nothing is refused; bytes just stop arriving, which is what a firewall does that has forgotten
+a connection, or a host whose cable was pulled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from types import TracebackType
+
+
+class SilentProxy:
+    """Forwards to `host`:`port` until `silence()`, then swallows everything in both directions."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._speaking = True
+        self._writers: list[asyncio.StreamWriter] = []
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.port = 0
+
+    async def __aenter__(self) -> SilentProxy:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Refuse new connections and end the old ones."""
+        self._server.close()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def silence(self) -> None:
+        """Forward nothing more, on old connections and on new ones."""
+        self._speaking = False
+
+    def speak(self) -> None:
+        """Forward again; what was swallowed stays lost."""
+        self._speaking = True
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        if not self._speaking:
+            return
+        server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+        self._writers.append(server_writer)
+        for source, target in ((reader, server_writer), (server_reader, writer)):
+            pump = asyncio.create_task(self._pump(source, target))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(65536):
+                if self._speaking:
+                    target.write(data)
+                    await target.drain()
+            if self._speaking:
+                target.close()

@@ -1,0 +1,192 @@
+"""Runs one claimed job: decode, middleware, worker, outcome, report. One task per job, which is this module's `run`.
+
+Before: `worker.producer` claimed the row and made the task. After: `worker.completer` writes the outcome.
+
+A worker that is `async def` runs in that task (`run_loop`), one that is `def` on a daemon thread while the task waits
+(`run_thread`). Middleware is outside the timeout, as in River: an `async def` one runs in the loop; the `def` ones next
+to a `def` worker run in its thread. Where there is none, none of this costs anything.
+
+A job that is told to end before it begins does not begin. Whatever goes wrong in here ends as an outcome: a run that
+was claimed is reported, with one exception: a thread that is still at work when the loop itself ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+from riverq.hook import (
+    AsyncWorkMiddleware,
+    Middleware,
+    WorkMiddleware,
+    chain_work_async,
+    chain_work_sync,
+    work_middleware,
+)
+from riverq.job import Job
+from riverq.query.job_fetch import ClaimedRow
+from riverq.registry import RegisteredWorker, Workers
+from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
+from riverq.service.context import ServiceContext
+from riverq.state import SetState
+from riverq.threads import DaemonThreads
+from riverq.worker.completer import Completer
+from riverq.worker.context import RunContext, Surroundings
+from riverq.worker.outcome import Finished, Policies, Retry, UnknownKindError, decide, unstorable
+from riverq.worker.run_loop import call_cancellable, run_in_loop
+from riverq.worker.run_thread import run_in_thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorConfig:
+    """How jobs are run.
+
+    - `job_timeout`: for workers that do not say; None is no limit.
+    - `middleware`: around every job, the first outermost; those without `work` are passed over.
+    - `retry_policy`: for workers that do not say.
+    """
+
+    job_timeout: timedelta | None = timedelta(seconds=60)
+    middleware: Sequence[Middleware] = ()
+    retry_policy: RetryPolicy = field(default_factory=DefaultRetryPolicy)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What is known of an attempt; filled in as it goes."""
+
+    context: RunContext
+    job: Job[Any] | None = None
+    worker: RegisteredWorker | None = None
+    timeout: timedelta | None = None
+
+
+class Executor:
+    """Shared by all queues of a client. `threads` are for `def` workers, as many as jobs may run at once."""
+
+    def __init__(
+        self,
+        ctx: ServiceContext,
+        workers: Workers,
+        completer: Completer,
+        threads: DaemonThreads,
+        around: Surroundings,
+        config: ExecutorConfig,
+    ) -> None:
+        self._ctx = ctx
+        self._workers = workers
+        self._completer = completer
+        self._threads = threads
+        self._around = around
+        self._config = config
+        self._middleware = work_middleware(config.middleware)
+
+    def context(self, row: ClaimedRow, queue: str) -> RunContext:
+        """The context of a row just claimed from `queue`."""
+        return RunContext(row, queue, self._around)
+
+    async def run(self, context: RunContext) -> None:
+        """Run the job and report what became of it. Raises only what ends the process or the loop."""
+        attempt = _Attempt(context)
+        started = self._ctx.clock.monotonic()
+        error: BaseException | None
+        if context.cancelled.is_set():
+            error = asyncio.CancelledError("told to end before it began")
+        else:
+            error = await call_cancellable(partial(self._work, attempt), context.cancelled)
+        if context.thread_runs:
+            self._ctx.log.warning(
+                "Executor: The thread of job %s (%s) is at work still; its row stays running and will be rescued",
+                context.claimed.id,
+                context.claimed.kind,
+            )
+            return
+        state = self._outcome(attempt, error)
+        finished = Finished(context, state, started, self._ctx.clock.monotonic(), error)
+        if not self._completer.report(finished):
+            await self._completer.room()
+
+    # -- running
+
+    async def _work(self, attempt: _Attempt) -> None:
+        context = attempt.context
+        worker = self._workers.get(context.claimed.kind)
+        if worker is None:
+            raise UnknownKindError(context.claimed.kind)
+        context.is_async = worker.is_async
+        job = Job(worker.spec.decode(context.claimed.args), context)
+        attempt.job, attempt.worker = job, worker  # not before: its policy is not asked about args it never saw
+        attempt.timeout = worker.timeout_for(job, self._config.job_timeout)
+        middleware = self._middleware
+        if worker.middleware:
+            middleware = [*work_middleware(worker.middleware), *middleware]
+        if worker.is_async:
+            inside = partial(_work_in_loop, worker.func, context, attempt.timeout)
+        else:
+            first = _first_for_thread(middleware)
+            call = chain_work_sync(middleware[first:], partial(_call_def, worker.func))
+            inside = partial(_work_in_thread, self._threads, call, context, attempt.timeout)
+            middleware = middleware[:first]
+        await (chain_work_async(middleware, inside) if middleware else inside)(job)
+
+    # -- the outcome
+
+    def _outcome(self, attempt: _Attempt, error: BaseException | None) -> SetState:
+        policies = Policies(
+            worker=partial(_ask_worker, attempt), client=self._client_policy(attempt), rng=self._ctx.rng, now=self._now
+        )
+        try:
+            return decide(attempt.context, error, timeout=attempt.timeout, policies=policies)
+        except Exception as defect:
+            self._ctx.log.exception("Executor: No outcome for job %s", attempt.context.claimed.id)
+            return unstorable(attempt.context, defect, self._ctx.rng)[0]
+
+    def _client_policy(self, attempt: _Attempt) -> RetryPolicy:
+        own = None if attempt.worker is None else attempt.worker.retry_policy
+        return own or self._config.retry_policy
+
+    def _now(self) -> datetime:
+        return self._ctx.clock.now()
+
+
+def _ask_worker(attempt: _Attempt, error: BaseException) -> Retry | None:
+    if attempt.worker is None or attempt.job is None or attempt.worker.next_retry is None:
+        return None
+    return attempt.worker.next_retry(attempt.job, error)
+
+
+async def _work_in_loop(
+    func: Callable[[Job[Any]], Awaitable[None]], context: RunContext, timeout: timedelta | None, job: Job[Any]
+) -> None:
+    await run_in_loop(partial(func, job), context.cancelled, timeout)
+
+
+async def _work_in_thread(
+    threads: DaemonThreads,
+    call: Callable[[Job[Any]], None],
+    context: RunContext,
+    timeout: timedelta | None,
+    job: Job[Any],
+) -> None:
+    await run_in_thread(threads, partial(call, job), context, timeout)
+
+
+def _call_def(func: Callable[[Job[Any]], Any], job: Job[Any]) -> None:
+    result = func(job)
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise TypeError(f"{func!r} returned an awaitable, which nobody would await (declare the worker async def)")
+
+
+def _first_for_thread(middleware: Sequence[WorkMiddleware | AsyncWorkMiddleware]) -> int:
+    """Where the `def` middleware next to the worker begins; that runs in the worker's thread, too."""
+    first = len(middleware)
+    while first and not inspect.iscoroutinefunction(middleware[first - 1].work):
+        first -= 1
+    return first

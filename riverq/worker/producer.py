@@ -1,0 +1,364 @@
+"""Claims jobs of one queue and sees them through. This docstring is its design.
+
+Before: `notifier` (a job was inserted), the poll timer, a slot that became free. After: `worker.executor` runs each
+claimed job in a task of its own.
+
+**States.** Working → stopping → stopped. Working: whenever a fetch is due (`fetch_limiter`), the queue is not paused
+and slots are free, claim at most as many rows as there are free slots; nothing is claimed ahead. Stopping: no new
+claim; running jobs are waited for, and cancellations by others still reach them. `cancel_jobs` tells the running jobs
+to end, and those that a claim still under way will bring, which then do not begin and are given back.
+
+**What makes a fetch due.** The start; a notification for this queue; the poll timer (with jitter, so that a fleet does
+not poll in step); a resume; a gap in the notifications; a slot that became free when there had been none, or after a
+claim that came back full; a short wait of one of our own jobs that is over (nobody notifies for these). All of them
+keep the cooldown, except after a claim that returned exactly its limit while at least a tenth of the slots is free:
+then waiting would only leave a backlog unworked.
+
+**A claim is never cancelled by a stop**: cancelled, its rows would be `running` with nobody to run them. It has a time
+limit all the same, since a connection that died silently would otherwise end all fetching.
+
+**The connection dies between claim and answer.** The rows are then `running` under our name, and nobody knows them.
+They are the rescuer's: no client could tell them from rows whose worker thread still runs.
+
+**One job, two runs.** A run that was rescued may be claimed again by this same client while its first worker still
+runs. Both occupy a slot; the id stands for the newer one, and the older is told that it is lost.
+
+**A broken row** fails only itself: a claim returns texts and integers, and what is in the texts is looked at when the
+job runs.
+
+**A hard end** (`leave()`): whatever still runs stays `running` in the database, above all jobs whose thread cannot be
+ended; their ids are logged. They are never given back while they may still be at work.
+
+**Clocks.** Which rows are due is decided by the database. Cooldown, polling and local timers are measured by the
+context's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from riverq.database import Database
+from riverq.errors import UnavailableError
+from riverq.notification import Topic, parse_insert
+from riverq.notifier import Notifier
+from riverq.query.job_fetch import ClaimedRow, job_get_available
+from riverq.service.context import ServiceContext
+from riverq.service.service import Service
+from riverq.service.testsignal import TestSignal
+from riverq.service.ticker import Ticker
+from riverq.state import SHORT_WAIT
+from riverq.validation import duration, integer
+from riverq.worker.cancellation import CancelReason
+from riverq.worker.context import RunContext
+from riverq.worker.executor import Executor
+from riverq.worker.fetch_limiter import FetchLimiter
+from riverq.worker.remote_control import RemoteControl
+
+LARGEST_CLAIM = 1000
+"""More rows in one claim are slower, not faster."""
+
+TIMER_STEP = 0.1
+"""Seconds; local timers are rounded up to it, so that a thousand short retries share a few timers."""
+
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProducerConfig:
+    """How one queue is worked.
+
+    - `fetch_cooldown`: the least time between two claims, see the module. `fetch_eager` allows the exception.
+    - `fetch_poll_interval`: how often to look when nothing is heard.
+    - `fetch_timeout`: how long one claim may take.
+    - `max_workers`: how many jobs run at once.
+    """
+
+    queue: str
+    max_workers: int
+    fetch_cooldown: timedelta = timedelta(milliseconds=100)
+    fetch_eager: bool = True
+    fetch_poll_interval: timedelta = timedelta(seconds=1)
+    fetch_timeout: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        integer("max_workers", self.max_workers, 1, 10_000)
+        duration("fetch_cooldown", self.fetch_cooldown, _MILLISECOND)
+        duration("fetch_poll_interval", self.fetch_poll_interval, _MILLISECOND)
+        duration("fetch_timeout", self.fetch_timeout, _MILLISECOND)
+
+
+@dataclass(slots=True)
+class ProducerStats:
+    """Counters since the producer was made; `running` and `paused` are as of now."""
+
+    queue: str
+    max_workers: int
+    claims: int = 0
+    claimed: int = 0
+    ended: int = 0
+    failed_claims: int = 0
+    running: int = 0
+    paused: bool = False
+
+
+class Producer(Service):
+    """One queue. `stop()` waits for the running jobs, however long they take; see `cancel_jobs` and `leave`.
+
+    `on_pause` (settable) is called in the loop with whether the queue is paused, at every change.
+    """
+
+    def __init__(
+        self,
+        ctx: ServiceContext,
+        db: Database,
+        notifier: Notifier | None,
+        executor: Executor,
+        config: ProducerConfig,
+    ) -> None:
+        super().__init__(ctx)
+        self._db = db
+        self._notifier = notifier
+        self._executor = executor
+        self._config = config
+        self._limiter = FetchLimiter(ctx, config.fetch_cooldown)
+        self._tasks: dict[asyncio.Task[None], RunContext] = {}
+        self._runs: dict[int, RunContext] = {}
+        self.control = RemoteControl(
+            ctx, db, notifier, queue=config.queue, runs=self._runs, on_pause=self._pause_changed
+        )
+        self.on_pause: Callable[[bool], None] | None = None
+        self.claimed: TestSignal[int] = TestSignal()
+        self.waiting_for_jobs: TestSignal[int] = TestSignal()
+        self._stop = asyncio.Event()
+        self._leave = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._told_to_end: CancelReason | None = None
+        self._slots_wanted = False
+        self._backlog = False
+        self._timers: dict[int, asyncio.Task[None]] = {}
+        self._unsubscribe: Callable[[], None] | None = None
+        self._stats = ProducerStats(config.queue, config.max_workers)
+
+    @property
+    def queue(self) -> str:
+        """The queue's name."""
+        return self._config.queue
+
+    @property
+    def stats(self) -> ProducerStats:
+        """Counters, with the present number of running jobs."""
+        self._stats.running, self._stats.paused = len(self._tasks), self.control.paused
+        return self._stats
+
+    @property
+    def running_ids(self) -> list[int]:
+        """The ids of the jobs that run now."""
+        return [context.run.job_id for context in self._tasks.values()]
+
+    def trigger(self) -> None:
+        """Look for jobs soon; for inserts of this same process, and whoever else knows that there are some."""
+        self._limiter.trigger()
+
+    def cancel_jobs(self, reason: CancelReason = CancelReason.STOPPING) -> None:
+        """Tell all jobs to end, those that a claim under way brings included, until the next start."""
+        self._told_to_end = reason
+        for context in list(self._tasks.values()):
+            context.cancelled.set(reason)
+
+    def leave(self) -> list[int]:
+        """End a stop that waits for jobs; returns the ids of those that still run, which stay `running`."""
+        self._leave.set()
+        return self.running_ids
+
+    async def prepare(self) -> None:
+        """Make the queue's row and read whether it is paused. Raises what the database raises."""
+        for event in (self._stop, self._leave, self._idle):
+            event.clear()
+        self._told_to_end = None
+        await self.control.begin()
+        if self._notifier is not None:
+            self._unsubscribe = self._notifier.subscribe(Topic.INSERT, self._heard_insert, on_gap=self.trigger)
+
+    def request_stop(self, task: asyncio.Task[None]) -> None:
+        """Claim no more; `run` ends when the last job has."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until stopped, then wait for the jobs that run."""
+        fetching = asyncio.create_task(self._fetch_until_stopped(), name=f"riverq.Producer.fetch.{self.queue}")
+        others = [
+            asyncio.create_task(self._poll(), name=f"riverq.Producer.poll.{self.queue}"),
+            asyncio.create_task(self.control.run(), name=f"riverq.Producer.control.{self.queue}"),
+        ]
+        try:
+            await self._stop.wait()
+            self._limiter.trigger_now()  # so that a fetch loop at rest sees the stop
+            await self._wait_or_leave(fetching)
+            self._stop_timers()
+            if self._tasks:
+                self.waiting_for_jobs.signal(len(self._tasks))
+                await self._wait_or_leave(asyncio.create_task(self._until_idle()))
+        finally:
+            if self._unsubscribe is not None:
+                self._unsubscribe()
+            self.control.end()
+            self._stop_timers()
+            for task in (fetching, *others):
+                task.cancel()
+            await asyncio.gather(fetching, *others, return_exceptions=True)
+            self._log_left()
+
+    async def _until_idle(self) -> None:
+        await self._idle.wait()
+
+    async def _wait_or_leave(self, task: asyncio.Task[None]) -> None:
+        """Wait for the task's end, or for `leave()`, which ends the task."""
+        leave = asyncio.create_task(self._leave.wait())
+        try:
+            await asyncio.wait([task, leave], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in (task, leave):
+                each.cancel()
+            await asyncio.gather(task, leave, return_exceptions=True)
+
+    def _log_left(self) -> None:
+        if self._tasks:
+            self.ctx.log.warning(
+                "%s: Left %d jobs of queue %s at work; their rows stay running and will be rescued: %s",
+                self.name,
+                len(self._tasks),
+                self.queue,
+                self.running_ids[:100],
+            )
+
+    # -- what makes a fetch due
+
+    async def _poll(self) -> None:
+        interval = self._config.fetch_poll_interval
+        async for _ in Ticker(self.ctx, interval, jitter=max(interval / 10, timedelta(milliseconds=10))):
+            self._limiter.trigger()
+
+    def _heard_insert(self, payload: str) -> None:
+        if parse_insert(payload) == self.queue:
+            self._limiter.trigger()
+
+    def _pause_changed(self, paused: bool) -> None:  # noqa: FBT001  # a callback with one obvious argument
+        if not paused:
+            self._limiter.trigger()
+        if self.on_pause is not None:
+            self.on_pause(paused)
+
+    def _wake_in(self, wait: timedelta) -> None:
+        """One of our jobs may run again after `wait`; nobody notifies for waits as short as these."""
+        if self._stop.is_set() or wait > SHORT_WAIT:
+            return
+        seconds = max(0.0, wait.total_seconds())
+        step = int((self.ctx.clock.monotonic() + seconds) / TIMER_STEP) + 1
+        if seconds == 0.0:
+            self._limiter.trigger()
+        elif step not in self._timers:
+            self._timers[step] = asyncio.create_task(self._trigger_at(step), name="riverq.Producer.timer")
+
+    async def _trigger_at(self, step: int) -> None:
+        await self.ctx.clock.sleep(max(0.0, step * TIMER_STEP - self.ctx.clock.monotonic()))
+        self._timers.pop(step, None)
+        self._limiter.trigger()
+
+    def _stop_timers(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+
+    # -- claiming
+
+    async def _fetch_until_stopped(self) -> None:
+        while not self._stop.is_set():
+            await self._limiter.wait()
+            if self._stop.is_set() or self.control.paused:
+                continue
+            free = self._config.max_workers - len(self._tasks)
+            if free <= 0:
+                self._slots_wanted = True
+                continue
+            self._slots_wanted = self._backlog = False
+            limit = min(free, LARGEST_CLAIM)
+            try:
+                rows = await self._claim(limit)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the next trigger tries again
+                self._claim_failed(error)
+            else:
+                await self._begin(rows)
+                self._backlog = len(rows) == limit
+                self._fetch_again()
+
+    async def _claim(self, limit: int) -> list[ClaimedRow]:
+        self.control.claim_begins()
+        try:
+            async with asyncio.timeout(self._config.fetch_timeout.total_seconds()):
+                rows = await self._db.run_single(
+                    job_get_available, client_id=self.ctx.client_id, queue=self.queue, limit=limit
+                )
+        except TimeoutError as error:
+            raise UnavailableError(f"the claim took longer than {self._config.fetch_timeout}") from error
+        self._stats.claims += 1
+        self._stats.claimed += len(rows)
+        return rows
+
+    def _claim_failed(self, error: Exception) -> None:
+        self._stats.failed_claims += 1
+        self.ctx.log.warning("%s: Could not claim jobs of queue %s: %s", self.name, self.queue, error)
+        self.claimed.signal(-1)
+
+    async def _begin(self, rows: list[ClaimedRow]) -> None:
+        """Register the claimed jobs, look up those that were said to be cancelled meanwhile, and start them all."""
+        contexts = [self._register(row) for row in rows]
+        suspects = self.control.claim_ends(row.id for row in rows)
+        if suspects:
+            try:
+                await self.control.check(suspects)
+            except Exception as error:  # noqa: BLE001  # they run, and the write of their outcome looks at the mark again
+                self.ctx.log.warning("%s: Could not look up cancelled jobs: %s", self.name, error)
+        for context in contexts:
+            if self._told_to_end is not None:
+                context.cancelled.set(self._told_to_end)
+            task = asyncio.create_task(self._executor.run(context), name=f"riverq.job.{context.run.job_id}")
+            self._tasks[task] = context
+            task.add_done_callback(self._ended)
+        self.claimed.signal(len(rows))
+
+    def _register(self, row: ClaimedRow) -> RunContext:
+        context = self._executor.context(row, self.queue)
+        context.wake = self._wake_in
+        older = self._runs.get(row.id)
+        if older is not None:
+            older.cancelled.set(CancelReason.LOST)
+        self._runs[row.id] = context
+        return context
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        context = self._tasks.pop(task)
+        if self._runs.get(context.run.job_id) is context:
+            del self._runs[context.run.job_id]
+        self._stats.ended += 1
+        if not task.cancelled() and task.exception() is not None:
+            self.ctx.log.error(
+                "%s: Job %s ended outside its executor", self.name, context.run.job_id, exc_info=task.exception()
+            )
+        if self._stop.is_set():
+            if not self._tasks:
+                self._idle.set()
+        else:
+            self._fetch_again()
+
+    def _fetch_again(self) -> None:
+        """After a claim, and whenever a slot became free."""
+        free = self._config.max_workers - len(self._tasks)
+        if free <= 0:
+            return
+        if self._backlog and self._config.fetch_eager and free >= max(1, self._config.max_workers // 10):
+            self._limiter.trigger_now()
+        elif self._backlog or self._slots_wanted:
+            self._limiter.trigger()

@@ -1,0 +1,192 @@
+"""What others decide about a queue and its running jobs: pause and resume, cancellations, and runs that were lost.
+
+Notifications are hints. Each makes this module read the row it is about; what the row says is done, whatever the
+payload said. So nothing depends on their order, on their number, or on their arriving at all:
+
+- the queue's row is read after the subscription was made, whenever the notifier says that something may have been
+  missed, and every `interval` while notifications are not delivered;
+- running jobs are looked at when one of them is said to be cancelled, after every such gap, and every `interval` while
+  nothing is delivered. A run is cancelled where its cancel mark differs from the one seen at the claim, and lost where
+  its fence does not match any more;
+- a cancellation can be heard between a claim's commit and the moment its rows are known here. What is heard while a
+  claim is under way is kept until it returns, and looked up before those jobs start. What was heard before the claim
+  began was committed before it, and is in what the claim returned.
+
+All reads happen one after the other in one task, so an old answer never overwrites a newer one. A read that fails is
+made again after `interval`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+
+from riverq.database import Database
+from riverq.notification import Topic, parse_control
+from riverq.notifier import Notifier
+from riverq.query.job_read import job_run_status
+from riverq.query.queue import queue_create_or_touch, queue_get
+from riverq.service.context import ServiceContext
+from riverq.service.testsignal import TestSignal
+from riverq.worker.cancellation import CancelReason
+from riverq.worker.context import RunContext
+from riverq.worker.waiting import wait_first
+
+TOUCH_INTERVAL = timedelta(minutes=10)
+"""How often the queue's row is touched: the queue cleaner deletes rows that nobody touched for a day."""
+
+ALL_QUEUES = "*"
+
+
+class RemoteControl:
+    """For one queue. `runs` are the running jobs by id, kept by the producer; `on_pause` hears every change."""
+
+    def __init__(
+        self,
+        ctx: ServiceContext,
+        db: Database,
+        notifier: Notifier | None,
+        *,
+        queue: str,
+        runs: Mapping[int, RunContext],
+        on_pause: Callable[[bool], None],
+    ) -> None:
+        self._ctx = ctx
+        self._db = db
+        self._notifier = notifier
+        self._queue = queue
+        self._runs = runs
+        self._on_pause = on_pause
+        self.interval = timedelta(seconds=2)
+        self.paused = False
+        self.read: TestSignal[bool] = TestSignal()
+        self.checked: TestSignal[int] = TestSignal()
+        self._wake = asyncio.Event()
+        self._read_due = False
+        self._check_all = False
+        self._asked: set[int] = set()
+        self._during_claim: set[int] | None = None
+        self._touched_at = 0.0
+        self._unsubscribe: Callable[[], None] | None = None
+
+    async def begin(self) -> None:
+        """Listen, then make the queue's row and read it, in this order. Raises what the database raises."""
+        if self._notifier is not None:
+            self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self._missed)
+        try:
+            await self._touch()
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Listen no more."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+
+    async def run(self) -> None:
+        """Read what has to be read, until cancelled."""
+        while True:
+            await wait_first(self._ctx, self._wake, self.interval.total_seconds())
+            self._wake.clear()
+            try:
+                await self._read_queue()
+                await self._check_runs()
+            except Exception as error:  # noqa: BLE001  # the database is away, or worse; both are asked again
+                self._ctx.log.warning("Producer: Could not read the state of queue %s: %s", self._queue, error)
+
+    # -- cancellations heard while a claim is under way
+
+    def claim_begins(self) -> None:
+        """Begin to keep the ids of cancelled jobs that are not known here."""
+        self._during_claim = set()
+
+    def claim_ends(self, job_ids: Iterable[int]) -> list[int]:
+        """Which of the claimed jobs were said to be cancelled meanwhile."""
+        heard, self._during_claim = self._during_claim, None
+        return [job_id for job_id in job_ids if job_id in heard] if heard else []
+
+    # -- what notifications ask for
+
+    def _heard(self, payload: str) -> None:
+        control = parse_control(payload)
+        if control is None:
+            return
+        if control.action == "cancel" and control.queue == self._queue:
+            if control.job_id in self._runs:
+                self._asked.add(control.job_id)
+                self._wake.set()
+            elif self._during_claim is not None:
+                self._during_claim.add(control.job_id)
+        elif control.action in ("pause", "resume") and control.queue in (self._queue, ALL_QUEUES):
+            self._read_due = True
+            self._wake.set()
+
+    def _missed(self) -> None:
+        self._read_due = self._check_all = True
+        self._wake.set()
+
+    @property
+    def _is_blind(self) -> bool:
+        return self._notifier is None or not self._notifier.is_delivering
+
+    # -- the queue's row
+
+    async def _read_queue(self) -> None:
+        if self._ctx.clock.monotonic() - self._touched_at >= TOUCH_INTERVAL.total_seconds():
+            await self._touch()
+        elif self._read_due or self._is_blind:
+            self._read_due = False
+            try:
+                queue = await self._db.run_single(queue_get, self._queue)
+            except BaseException:
+                self._read_due = True
+                raise
+            if queue is None:
+                await self._touch()
+            else:
+                self._set_paused(paused=queue.paused_at is not None)
+
+    async def _touch(self) -> None:
+        self._read_due = False
+        queue = await self._db.run_single(queue_create_or_touch, self._queue)
+        self._touched_at = self._ctx.clock.monotonic()
+        self._set_paused(paused=queue.paused_at is not None)
+
+    def _set_paused(self, *, paused: bool) -> None:
+        if paused != self.paused:
+            self.paused = paused
+            self._ctx.log.info("Producer: Queue %s is %s", self._queue, "paused" if paused else "resumed")
+            self._on_pause(paused)
+        self.read.signal(paused)
+
+    # -- the running jobs
+
+    async def _check_runs(self) -> None:
+        everything = self._check_all or self._is_blind
+        asked, self._asked = self._asked, set()
+        self._check_all = False
+        try:
+            await self.check(list(self._runs) if everything else asked)
+        except BaseException:
+            self._asked |= asked
+            self._check_all = self._check_all or everything
+            raise
+
+    async def check(self, job_ids: Iterable[int]) -> None:
+        """Tell those of the running jobs to end that are cancelled or lost. Raises what the database raises."""
+        contexts = [self._runs[job_id] for job_id in job_ids if job_id in self._runs]
+        if not contexts:
+            return
+        runs = [context.run for context in contexts]
+        statuses = await self._db.run_single(job_run_status, client_id=self._ctx.client_id, runs=runs)
+        for context in contexts:
+            status = statuses.get(context.run.job_id)
+            if status is not None and status.is_mine:
+                if status.cancel_mark != context.run.cancel_mark:
+                    context.cancelled.set(CancelReason.CANCELLED)
+            elif not context.completed_in_session:  # else it is the user's own transaction that ended the run
+                context.cancelled.set(CancelReason.LOST)
+        self.checked.signal(len(contexts))

@@ -1,0 +1,119 @@
+"""A real PgBouncer in front of the test database, one for each pool mode, with its default settings otherwise."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from riverq.demo.postgres import free_port, short_temp_dir, unprivileged_account
+from tests.fix_skips import skip_or_fail
+
+START_SECONDS = 20.0
+
+
+def find_pgbouncer() -> str | None:
+    """The command: of the PATH, or where Debian puts it."""
+    return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
+
+
+def _configuration(url: sa.URL, pool_mode: str, port: int, settings: dict[str, str]) -> str:
+    """`auth_type = any` logs everybody in as the user of the database line."""
+    target = {"host": url.host, "port": url.port or 5432, "dbname": url.database, "user": url.username}
+    if url.password:
+        target["password"] = url.password
+    options = {
+        "listen_addr": "127.0.0.1",
+        "listen_port": str(port),
+        "unix_socket_dir": "",
+        "auth_type": "any",
+        "pool_mode": pool_mode,
+        "max_client_conn": "200",
+        **settings,
+    }
+    lines = ["[databases]", f"{url.database} = {' '.join(f'{k}={v}' for k, v in target.items())}", "[pgbouncer]"]
+    return "\n".join([*lines, *(f"{name} = {value}" for name, value in options.items()), ""])
+
+
+@contextmanager
+def running_pgbouncer(command: str, database_url: str, pool_mode: str, **settings: str) -> Iterator[str]:
+    """Run PgBouncer in front of a database; gives the URL through it."""
+    url = sa.make_url(database_url)
+    port = free_port("127.0.0.1")
+    through = url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+    account = unprivileged_account()
+    folder = Path(tempfile.mkdtemp(prefix="riverq-pgbouncer-", dir=short_temp_dir()))
+    try:
+        account.take(folder)
+        (folder / "pgbouncer.ini").write_text(_configuration(url, pool_mode, port, settings))
+        (folder / "pgbouncer.ini").chmod(0o644)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [command, str(folder / "pgbouncer.ini")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                **account.popen_options(),
+            )
+        try:
+            _wait_until_up(through, process, folder / "log")
+            yield through
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            psycopg.connect(url, autocommit=True, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"PgBouncer did not start: {log.read_text(errors='replace')[-1000:]}")
+            time.sleep(0.02)
+        else:
+            return
+
+
+class PgBouncers:
+    """`pgbouncers.url("transaction")`: started when first asked for, one for each pool mode."""
+
+    def __init__(self, command: str, database_url: str) -> None:
+        self._command = command
+        self._database_url = database_url
+        self._stack = ExitStack()
+        self._urls: dict[str, str] = {}
+
+    def url(self, pool_mode: str) -> str:
+        """The test database through PgBouncer: `session`, `transaction` or `statement`."""
+        if pool_mode not in self._urls:
+            bouncer = running_pgbouncer(self._command, self._database_url, pool_mode)
+            self._urls[pool_mode] = self._stack.enter_context(bouncer)
+        return self._urls[pool_mode]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def pgbouncers(database_url: str) -> Iterator[PgBouncers]:
+    """PgBouncer in front of the test database, for as long as the test. Skips where it is missing."""
+    command = find_pgbouncer()
+    if command is None:
+        skip_or_fail("no pgbouncer in the PATH or in /usr/sbin (Debian: apt-get install pgbouncer)")
+    bouncers = PgBouncers(command, database_url)
+    yield bouncers
+    bouncers.close()

@@ -1,0 +1,559 @@
+"""The notifier on real connections, and, for interleavings that a real one cannot give on demand, on a scripted one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from riverq.driver import Listener, Notification, load_driver
+from riverq.errors import ConfigError, PoolExhaustedError, UnavailableError
+from riverq.notification import Topic, channel
+from riverq.notifier import Notifier, NotifierTiming
+from riverq.service import ServiceContext, TestSignal
+from riverq.testing.fake_clock import FakeClock
+from tests.fix_database import SESSION_APPLICATION, EngineMaker
+from tests.service.stress import stress_start_stop
+
+LISTENERS = """
+    SELECT pid FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'riverq_notifier_test' AND pid <> pg_backend_pid()
+"""
+
+
+class Sender:
+    """The second connection: it sends, and can kill the first."""
+
+    def __init__(self, conn: psycopg.AsyncConnection) -> None:
+        self._conn = conn
+
+    async def notify(self, channel: str, payload: str) -> None:
+        await self._conn.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+
+    async def listener_pids(self) -> list[int]:
+        cursor = await self._conn.execute(LISTENERS)
+        return [row[0] for row in await cursor.fetchall()]
+
+    async def kill_listener(self) -> None:
+        pids = await self.listener_pids()
+        assert len(pids) == 1
+        await self._conn.execute("SELECT pg_terminate_backend(%s)", pids)
+
+
+class Heard:
+    """A subscriber that can be waited for."""
+
+    def __init__(self) -> None:
+        self.payloads: TestSignal[str] = TestSignal[str]().watch()
+        self.gaps: TestSignal[None] = TestSignal[None]().watch()
+
+    def on_gap(self) -> None:
+        self.gaps.signal(None)
+
+    def subscribe(self, notifier: Notifier, topic: Topic) -> Callable[[], None]:
+        return notifier.subscribe(topic, self.payloads.signal, on_gap=self.on_gap)
+
+
+def watch(notifier: Notifier) -> Notifier:
+    for signal in (notifier.connected, notifier.disconnected, notifier.probe_unsent):
+        signal.watch()
+    notifier.delivering_changed.watch()
+    notifier.probe_missed.watch()
+    return notifier
+
+
+# -- on real connections
+
+
+@pytest.fixture
+async def sender(database_url: str) -> AsyncIterator[Sender]:
+    async with await psycopg.AsyncConnection.connect(
+        database_url, autocommit=True, application_name=SESSION_APPLICATION
+    ) as conn:
+        yield Sender(conn)
+
+
+@pytest.fixture
+async def notifier(
+    ctx: ServiceContext, make_engine: EngineMaker, adapter: str, sender: Sender, schema: str
+) -> AsyncIterator[Notifier]:
+    name = "riverq_notifier_test"
+    arguments = {"server_settings": {"application_name": name}} if adapter == "asyncpg" else {"application_name": name}
+    engine = make_engine(adapter, connect_args=arguments)
+    driver = load_driver(engine)
+    notifier = watch(Notifier(ctx, make_listener=lambda: driver.listener(engine), schema=schema, notify=sender.notify))
+    yield notifier
+    await notifier.stop()
+
+
+async def start(notifier: Notifier) -> None:
+    await notifier.start()
+    await notifier.connected.wait()
+    assert await notifier.delivering_changed.wait() is True
+
+
+class TestReal:
+    async def test_start_stop_stress(self, notifier: Notifier, sender: Sender, adapter: str) -> None:
+        Heard().subscribe(notifier, Topic.INSERT)
+        await stress_start_stop(notifier, rounds=50 if adapter == "psycopg_async" else 5)
+        assert not notifier.is_connected
+        assert not notifier.is_delivering
+
+    async def test_fans_out_what_is_subscribed_to(self, notifier: Notifier, sender: Sender, schema: str) -> None:
+        first, second, other = Heard(), Heard(), Heard()
+        first.subscribe(notifier, Topic.INSERT)
+        second.subscribe(notifier, Topic.INSERT)
+        other.subscribe(notifier, Topic.CONTROL)
+        await start(notifier)
+        for heard in (first, second, other):
+            await heard.gaps.wait()  # LISTEN is in force from here on
+        await sender.notify(channel(schema, Topic.INSERT), '{"queue": "Grüße ☂"}')
+        await sender.notify(channel("another_schema", Topic.CONTROL), "not ours")
+        await sender.notify(channel(schema, Topic.CONTROL), "ours")
+        assert await first.payloads.wait() == '{"queue": "Grüße ☂"}'
+        assert await second.payloads.wait() == '{"queue": "Grüße ☂"}'
+        assert await other.payloads.wait() == "ours"
+        assert (first.payloads.waiting, other.payloads.waiting) == (0, 0)
+        assert notifier.is_connected
+        assert notifier.is_delivering
+
+    async def test_subscriptions_come_and_go_while_it_runs(
+        self, notifier: Notifier, sender: Sender, schema: str
+    ) -> None:
+        await start(notifier)
+        first, second = Heard(), Heard()
+        unsubscribe_first = first.subscribe(notifier, Topic.INSERT)
+        await first.gaps.wait()
+        unsubscribe_second = second.subscribe(notifier, Topic.INSERT)
+        unsubscribe_first()
+        unsubscribe_first()
+        await sender.notify(channel(schema, Topic.INSERT), "one")
+        assert await second.payloads.wait() == "one"
+
+        unsubscribe_second()
+        again = Heard()
+        again.subscribe(notifier, Topic.LEADERSHIP)
+        await again.gaps.wait()  # by now INSERT was unlistened
+        third = Heard()
+        third.subscribe(notifier, Topic.INSERT)
+        await third.gaps.wait()
+        await sender.notify(channel(schema, Topic.INSERT), "two")
+        assert await third.payloads.wait() == "two"
+        assert first.payloads.waiting == second.payloads.waiting == 0
+
+    async def test_killed_connections_are_replaced_and_told_as_a_gap(
+        self, notifier: Notifier, sender: Sender, schema: str
+    ) -> None:
+        heard = Heard()
+        heard.subscribe(notifier, Topic.CONTROL)
+        await start(notifier)
+        for number in range(1, 4):
+            await heard.gaps.wait()
+            await sender.kill_listener()
+            await notifier.disconnected.wait()
+            assert await notifier.delivering_changed.wait() is False
+            await notifier.connected.wait()
+            assert await notifier.delivering_changed.wait() is True
+            await sender.notify(channel(schema, Topic.CONTROL), f"after {number}")
+            assert await heard.payloads.wait() == f"after {number}"
+        assert notifier.connections_made == 4
+        assert len(await sender.listener_pids()) == 1
+
+
+async def test_outage_and_recovery_are_each_told_once(
+    ctx: ServiceContext, make_engine: EngineMaker, sender: Sender, schema: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make_engine("psycopg_async")
+    nowhere = make_engine("psycopg_async", url="postgresql://127.0.0.1:1/nowhere")
+    driver, dead = load_driver(engine), load_driver(nowhere)
+    attempts = iter([dead, dead, dead, driver])
+
+    def make() -> Listener:
+        chosen = next(attempts)
+        return chosen.listener(chosen.engine)
+
+    timing = NotifierTiming(first_backoff=timedelta(milliseconds=1))
+    notifier = watch(Notifier(ctx, make_listener=make, schema=schema, notify=sender.notify, timing=timing))
+    with caplog.at_level(logging.INFO, logger="riverq"):
+        await start(notifier)
+        await notifier.stop()
+    texts = [record.getMessage() for record in caplog.records]
+    assert sum("Not listening, polling until reconnected" in text for text in texts) == 1
+    assert sum("Listening again" in text for text in texts) == 1
+
+
+async def test_poll_only_opens_nothing_and_says_it_does_not_deliver(ctx: ServiceContext) -> None:
+    def make() -> Listener:
+        raise AssertionError("no connection was wanted")
+
+    async def notify(channel: str, payload: str) -> None:
+        raise AssertionError("no probe was wanted")
+
+    notifier = watch(Notifier(ctx, make_listener=make, schema="x", notify=notify, poll_only=True))
+    Heard().subscribe(notifier, Topic.INSERT)
+    await stress_start_stop(notifier)
+    await notifier.start()
+    assert notifier.is_running
+    assert not notifier.is_connected
+    assert not notifier.is_delivering
+    await notifier.stop()
+
+
+def test_timing_is_checked() -> None:
+    with pytest.raises(ConfigError, match="expected ping_interval to be a timedelta, got: 5"):
+        NotifierTiming(ping_interval=5)  # type: ignore[arg-type]
+
+
+# -- on a scripted connection: what it does at each step is for the test to say
+
+
+class Scripted:
+    """A Listener whose notifications, breaks and pings are the test's; it records what was asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.inbox: asyncio.Queue[Notification | Exception] = asyncio.Queue()
+        self.fail_on: dict[str, Exception] = {}
+        self.on_call: Callable[[str], None] = lambda call: None
+        self.pinged: TestSignal[None] = TestSignal[None]().watch()
+        self.closed = False
+
+    def _record(self, call: str) -> None:
+        self.calls.append(call)
+        self.on_call(call)
+        if call in self.fail_on:
+            raise self.fail_on.pop(call)
+
+    async def connect(self) -> None:
+        self._record("connect")
+
+    async def listen(self, channel: str) -> None:
+        self._record(f"listen {channel}")
+
+    async def unlisten(self, channel: str) -> None:
+        self._record(f"unlisten {channel}")
+
+    async def wait(self, timeout: float) -> list[Notification]:
+        try:
+            got = await asyncio.wait_for(self.inbox.get(), timeout)
+        except TimeoutError:
+            return []
+        if isinstance(got, Exception):
+            raise got
+        return [got]
+
+    async def ping(self, timeout: float) -> None:
+        self._record("ping")
+        self.pinged.signal(None)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Stage:
+    """A notifier, the connections it made, and the probes it sent."""
+
+    def __init__(self, ctx: ServiceContext, timing: NotifierTiming) -> None:
+        self.listeners: list[Scripted] = []
+        self.prepare: Callable[[Scripted], None] = lambda listener: None
+        self.delivers = True
+        self.second_connection: Exception | None = None
+        self.probed: TestSignal[str] = TestSignal[str]().watch()
+        self.notifier = watch(Notifier(ctx, make_listener=self._make, schema="s", notify=self._notify, timing=timing))
+
+    @property
+    def last(self) -> Scripted:
+        return self.listeners[-1]
+
+    def _make(self) -> Listener:
+        listener = Scripted()
+        self.prepare(listener)
+        self.listeners.append(listener)
+        return listener
+
+    async def _notify(self, channel: str, payload: str) -> None:
+        self.probed.signal(channel)
+        if self.second_connection is not None:
+            raise self.second_connection
+        if self.delivers:
+            self.last.inbox.put_nowait(Notification(channel, payload))
+
+
+FAST = NotifierTiming(
+    ping_interval=timedelta(milliseconds=20),
+    probe_interval=timedelta(milliseconds=60),
+    answer_timeout=timedelta(milliseconds=15),
+    first_backoff=timedelta(milliseconds=1),
+    busy_cap=timedelta(milliseconds=5),
+    idle_cap=timedelta(milliseconds=5),
+)
+INSERT, CONTROL, LEADERSHIP = (channel("s", topic) for topic in (Topic.INSERT, Topic.CONTROL, Topic.LEADERSHIP))
+
+
+@pytest.fixture
+async def stage(ctx: ServiceContext) -> AsyncIterator[Stage]:
+    stage = Stage(ctx, FAST)
+    yield stage
+    await stage.notifier.stop()
+    assert all(listener.closed for listener in stage.listeners)
+
+
+class TestDelivery:
+    async def test_two_misses_declare_poll_only_once_and_recovery_is_told_once(
+        self, stage: Stage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stage.delivers = False
+        heard = Heard()
+        heard.subscribe(stage.notifier, Topic.INSERT)
+        with caplog.at_level(logging.INFO, logger="riverq"):
+            await stage.notifier.start()
+            await heard.gaps.wait()
+            assert [await stage.notifier.probe_missed.wait() for _ in range(4)] == [1, 2, 3, 4]
+            assert not stage.notifier.is_delivering
+            assert len(stage.listeners) == 1  # a pooler drops notifications on every connection alike
+            stage.delivers = True
+            assert await stage.notifier.delivering_changed.wait() is True
+            await heard.gaps.wait()  # what was sent meanwhile was missed
+        texts = [record.getMessage() for record in caplog.records]
+        warnings = [text for text in texts if "notifications do not arrive" in text]
+        assert len(warnings) == 1
+        assert "PgBouncer in transaction mode" in warnings[0]
+        assert "listener_engine=" in warnings[0]
+        assert sum("delivered again" in text for text in texts) == 1
+
+    async def test_one_miss_declares_nothing(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+        stage.delivers = False
+        await stage.notifier.start()
+        assert await stage.notifier.probe_missed.wait() == 1
+        stage.delivers = True
+        assert await stage.notifier.delivering_changed.wait() is True
+        assert caplog.text == ""
+
+    async def test_second_connection_that_cannot_be_had_is_not_a_miss(
+        self, stage: Stage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stage.second_connection = PoolExhaustedError("no connection became free in 5 s")
+        await stage.notifier.start()
+        for _ in range(5):
+            await stage.notifier.probe_unsent.wait()
+        assert stage.notifier.probe_missed.waiting == 0
+        assert "do not arrive" not in caplog.text
+        stage.second_connection = None
+        assert await stage.notifier.delivering_changed.wait() is True
+
+    async def test_second_connection_lost_later_leaves_delivery_as_it_was(self, stage: Stage) -> None:
+        await stage.notifier.start()
+        assert await stage.notifier.delivering_changed.wait() is True
+        stage.second_connection = PoolExhaustedError("no connection became free in 5 s")
+        for _ in range(3):
+            await stage.notifier.probe_unsent.wait()
+        assert stage.notifier.is_delivering
+
+    async def test_connection_that_stops_delivering_is_replaced(self, stage: Stage) -> None:
+        await stage.notifier.start()
+        assert await stage.notifier.delivering_changed.wait() is True
+        stage.delivers = False
+        assert [await stage.notifier.probe_missed.wait() for _ in range(2)] == [1, 2]
+        assert await stage.notifier.delivering_changed.wait() is False
+        stage.delivers = True
+        assert await stage.notifier.delivering_changed.wait() is True
+        assert len(stage.listeners) == 2
+
+    async def test_no_ping_while_a_probe_is_out(self, stage: Stage) -> None:
+        answered = asyncio.Event()
+        real, notifier = stage._notify, stage.notifier
+
+        async def slow(channel: str, payload: str) -> None:
+            await answered.wait()
+            await real(channel, payload)
+
+        notifier._notify = slow
+        await notifier.start()
+        await notifier.connected.wait()
+        await asyncio.sleep(FAST.ping_interval.total_seconds() * 3)  # a ping that is not to come cannot be signalled
+        assert "ping" not in stage.last.calls
+        answered.set()
+        await stage.last.pinged.wait()
+
+    async def test_every_notifier_probes_a_channel_of_its_own(self, ctx: ServiceContext) -> None:
+        channels = set()
+        for _ in range(3):
+            stage = Stage(ServiceContext(client_id="same", rng=random.Random(0)), FAST)
+            await stage.notifier.start()
+            channels.add(await stage.probed.wait())
+            await stage.notifier.stop()
+        assert len(channels) == 3
+
+    async def test_on_proven_is_awaited_once_per_connection_that_delivers(self, stage: Stage) -> None:
+        proven: TestSignal[Listener] = TestSignal[Listener]().watch()
+
+        async def on_proven(listener: Listener) -> None:
+            proven.signal(listener)
+
+        stage.notifier.on_proven = on_proven
+        await stage.notifier.start()
+        first = await proven.wait()
+        for _ in range(3):
+            await stage.probed.wait()
+        assert proven.waiting == 0
+        stage.last.inbox.put_nowait(UnavailableError("cut"))
+        assert await proven.wait() is not first
+
+
+class TestDeath:
+    """It dies exactly here."""
+
+    async def test_between_the_listens_of_two_topics(self, stage: Stage) -> None:
+        insert, control = Heard(), Heard()
+        insert.subscribe(stage.notifier, Topic.INSERT)
+        control.subscribe(stage.notifier, Topic.CONTROL)
+
+        def prepare(listener: Scripted) -> None:
+            if not stage.listeners:
+                listener.fail_on[f"listen {CONTROL}"] = UnavailableError("cut between two LISTENs")
+
+        stage.prepare = prepare
+        await stage.notifier.start()
+        await stage.notifier.connected.wait()
+        await control.gaps.wait()
+        for _ in range(2):
+            await insert.gaps.wait()  # each connection told it
+        assert stage.last.calls[2:4] == [f"listen {INSERT}", f"listen {CONTROL}"]
+
+    async def test_while_connecting_the_half_made_connection_is_closed(self, stage: Stage) -> None:
+        def prepare(listener: Scripted) -> None:
+            if len(stage.listeners) < 3:
+                listener.fail_on["connect"] = UnavailableError("refused")
+
+        stage.prepare = prepare
+        await stage.notifier.start()
+        await stage.notifier.connected.wait()
+        assert [listener.closed for listener in stage.listeners] == [True, True, True, False]
+        assert stage.notifier.disconnected.waiting == 0  # it had never been connected
+
+    async def test_at_a_ping(self, stage: Stage) -> None:
+        await stage.notifier.start()
+        await stage.notifier.connected.wait()
+        await stage.last.pinged.wait()
+        stage.last.fail_on["ping"] = UnavailableError("no answer within 10 s")
+        await stage.notifier.disconnected.wait()
+        await stage.notifier.connected.wait()
+        assert len(stage.listeners) == 2
+
+    async def test_of_an_error_nobody_foresaw(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+        await stage.notifier.start()
+        await stage.notifier.connected.wait()
+        stage.last.inbox.put_nowait(ZeroDivisionError("a bug in an adapter"))
+        await stage.notifier.disconnected.wait()
+        await stage.notifier.connected.wait()
+        assert "a bug in an adapter" in caplog.text
+
+    async def test_failing_subscriber_harms_nobody_else(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+        def broken(payload: str) -> None:
+            raise ValueError(f"cannot take {payload}")
+
+        stage.notifier.subscribe(Topic.INSERT, broken)
+        heard = Heard()
+        heard.subscribe(stage.notifier, Topic.INSERT)
+        await stage.notifier.start()
+        await heard.gaps.wait()
+        stage.last.inbox.put_nowait(Notification(INSERT, "x"))
+        assert await heard.payloads.wait() == "x"
+        assert "cannot take x" in caplog.text
+        assert len(stage.listeners) == 1
+
+
+class TestSubscriptionsWhileListening:
+    async def test_subscribed_during_the_unlisten_of_its_topic_is_listened_to_again(self, stage: Stage) -> None:
+        first, second, other = Heard(), Heard(), Heard()
+        unsubscribe = first.subscribe(stage.notifier, Topic.INSERT)
+        other.subscribe(stage.notifier, Topic.LEADERSHIP)
+        await stage.notifier.start()
+        await first.gaps.wait()
+
+        def on_call(call: str) -> None:
+            if call == f"unlisten {INSERT}":
+                second.subscribe(stage.notifier, Topic.INSERT)
+
+        stage.last.on_call = on_call
+        unsubscribe()
+        await second.gaps.wait()
+        assert [call for call in stage.last.calls if INSERT in call] == [
+            f"listen {INSERT}",
+            f"unlisten {INSERT}",
+            f"listen {INSERT}",
+        ]
+
+    async def test_subscription_ended_by_an_earlier_callback_is_not_called(self, stage: Stage) -> None:
+        second = Heard()
+        ends: list[Callable[[], None]] = []
+        first: TestSignal[str] = TestSignal[str]().watch()
+
+        def on_payload(payload: str) -> None:
+            ends.pop()()
+            first.signal(payload)
+
+        stage.notifier.subscribe(Topic.INSERT, on_payload)
+        ends.append(second.subscribe(stage.notifier, Topic.INSERT))
+        await stage.notifier.start()
+        await second.gaps.wait()
+        stage.last.inbox.put_nowait(Notification(INSERT, "x"))
+        await first.wait()
+        assert second.payloads.waiting == 0
+
+
+class TestBackoff:
+    @pytest.fixture
+    def clock(self) -> FakeClock:
+        return FakeClock()
+
+    @pytest.fixture
+    async def refused(self, clock: FakeClock) -> AsyncIterator[Stage]:
+        """A server that refuses every connection, and a clock that stands still."""
+        stage = Stage(ServiceContext(client_id="test", clock=clock, rng=random.Random(0)), NotifierTiming())
+        stage.prepare = lambda listener: listener.fail_on.update(connect=UnavailableError("refused"))
+        yield stage
+        await stage.notifier.stop()
+
+    async def attempts_in(self, stage: Stage, clock: FakeClock, seconds: float) -> int:
+        before = len(stage.listeners)
+        await clock.advance(seconds)
+        await clock.until_sleeping()
+        return len(stage.listeners) - before
+
+    async def test_doubles_to_thirty_seconds_when_idle(self, refused: Stage, clock: FakeClock) -> None:
+        await refused.notifier.start()
+        await clock.until_sleeping()
+        assert await self.attempts_in(refused, clock, 0.08) == 0
+        assert await self.attempts_in(refused, clock, 0.04) == 1
+        await self.attempts_in(refused, clock, 120)  # 0.1 … 25.6, then 30
+        assert await self.attempts_in(refused, clock, 330) == pytest.approx(11, abs=1)
+
+    async def test_stays_at_five_seconds_while_jobs_run(self, refused: Stage, clock: FakeClock) -> None:
+        refused.notifier.is_busy = lambda: True
+        await refused.notifier.start()
+        await clock.until_sleeping()
+        await self.attempts_in(refused, clock, 60)
+        assert await self.attempts_in(refused, clock, 50) == pytest.approx(10, abs=1)
+
+    async def test_jobs_that_begin_meanwhile_shorten_the_wait(self, refused: Stage, clock: FakeClock) -> None:
+        await refused.notifier.start()
+        await clock.until_sleeping()
+        await self.attempts_in(refused, clock, 120)
+        refused.notifier.is_busy = lambda: True
+        assert await self.attempts_in(refused, clock, 5.5) >= 1
+
+    async def test_server_that_accepts_and_then_closes_is_not_hammered(self, clock: FakeClock) -> None:
+        stage = Stage(ServiceContext(client_id="test", clock=clock, rng=random.Random(0)), NotifierTiming())
+        stage.delivers = False
+        stage.prepare = lambda listener: listener.inbox.put_nowait(UnavailableError("closed"))
+        await stage.notifier.start()
+        await clock.until_sleeping()
+        await self.attempts_in(stage, clock, 120)
+        assert await self.attempts_in(stage, clock, 300) <= 11
+        await stage.notifier.stop()
