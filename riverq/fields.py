@@ -176,9 +176,13 @@ def _default_of(item: msgspec.structs.FieldInfo) -> Callable[[], Any] | None:
 
 def _typed_dict_fields(cls: type) -> tuple[Field, ...]:
     required: frozenset[str] = cls.__required_keys__  # type: ignore[attr-defined]  # every TypedDict has it
-    return tuple(
-        Field(name, name, *split(annotation), required=name in required) for name, annotation in _hints(cls).items()
-    )
+    found = []
+    for name, annotation in _hints(cls).items():
+        # `__required_keys__` does not see NotRequired where annotations are texts.
+        origin = get_origin(annotation)
+        is_required = origin is Required or (name in required and origin is not NotRequired)
+        found.append(Field(name, name, *split(annotation), required=is_required))
+    return tuple(found)
 
 
 def _pydantic_fields(cls: type) -> tuple[Field, ...]:

@@ -80,20 +80,21 @@ def write(conn: Connection, schema: str, params: Sequence[InsertParams], limiter
 
 
 def write_fast(
-    conn: Connection, schema: str, params: Sequence[InsertParams], limiter: NotifyLimiter, driver: Driver | None
+    conn: Connection, schema: str, params: Sequence[InsertParams], limiter: NotifyLimiter, driver: Driver
 ) -> int:
     """Insert without reading rows back, by COPY where `driver` can; returns the number inserted.
 
     A batch with any unique job is written with `ON CONFLICT DO NOTHING`, because a conflict in COPY would fail the
-    caller's transaction.
+    caller's transaction. So is one with a delay, which COPY cannot count from the database's clock, and one on a
+    session of another driver.
     """
-    if driver is None or not driver.capabilities.copy or any(param.unique_key is not None for param in params):
-        count = job_insert_many_skipping(conn, schema, params)
-    else:
+    can_copy = driver.capabilities.copy and conn.dialect.driver == driver.name
+    if can_copy and all(param.unique_key is None and param.scheduled_in is None for param in params):
         count = sum(
-            driver.copy_from(conn, stream.table, stream.columns, stream.rows)
-            for stream in copy_streams(schema, params)
+            driver.copy_from(conn, stream.table, stream.columns, stream.rows) for stream in copy_streams(schema, params)
         )
+    else:
+        count = job_insert_many_skipping(conn, schema, params)
     _notify(conn, schema, params, limiter)
     return count
 

@@ -209,12 +209,12 @@ class Notifier(Service):
 
     async def _serve_once(self, session: _Session) -> None:
         await self._listen_as_subscribed(session)
-        self._probe(session)
         probe_is_out = session.sending is not None or session.answer_due is not None
         if not probe_is_out and self._monotonic() >= session.ping_due:
             await session.listener.ping(self._timing.operation_timeout.total_seconds())
             session.ping_due = self._monotonic() + self._timing.ping_interval.total_seconds()
         await self._hear(session)
+        self._probe(session)  # after hearing: an answer that waited out a stall of the loop is no miss
 
     async def _listen_as_subscribed(self, session: _Session) -> None:
         """Make LISTEN agree with the subscriptions, which may change while we do."""

@@ -243,7 +243,7 @@ CASES: list[tuple[Callable[[], str], str, str]] = [
     (
         lambda: text_of(Selected(label="selected", account=Account(id="acct-123")), SOME, BY_ARGS),
         f'&kind={SOME}&args={{"account":{{"id":"acct-123"}},"label":"selected"}}',
-        "6130dc4f753402d1faeb6bbc3e6c21415245bb282ad1fd16bcfbeede525e726",
+        "6130dc4f753402d1faeb6bbc3e6c21415245bb282ad1fd16bcbfeebde525e726",
     ),
     (
         lambda: text_of(HoldsNested(Nested(1, 2)), ALL, BY_ARGS),
@@ -264,14 +264,18 @@ CASES: list[tuple[Callable[[], str], str, str]] = [
         lambda: text_of(
             RawArgs(
                 ALL,
-                {"zeta": 'quoted "value" and \\ slash', "maximum": 9007199254740991, "alpha": "<alpha>&\u2028line"},
+                {
+                    "zeta": 'quoted \\"value\\" and \\\\ slash',
+                    "maximum": 9007199254740991,
+                    "alpha": "<alpha>&\u2028line",
+                },
             ),
             ALL,
             BY_ARGS,
         ),
         (
             f'&kind={ALL}&args={{"alpha":"\\u003calpha\\u003e\\u0026\\u2028line","maximum":9007199254740991,'
-            '"zeta":"quoted \\"value\\" and \\\\ slash"}'
+            r'"zeta":"quoted \\\"value\\\" and \\\\ slash"}'
         ),
         "7a84c62c8d470ca388a0a1e41c311b9eb1ea21f7b88157ceb876fc82e698b6af",
     ),

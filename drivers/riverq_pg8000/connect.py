@@ -5,16 +5,15 @@ that PgBouncer takes from everybody.
 
 One thing is mended. When the server ends a connection it first says why; pg8000 keeps the reason, reads on, meets the
 end of the stream, and reports only "network error". On engines made here a fatal error is raised when it is read, so
-that a terminated backend and PgBouncer's refusals have their names.
+that a terminated backend and PgBouncer's refusals have their names; SQLAlchemy is told that the connection is gone.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pg8000.exceptions import DatabaseError
 from sqlalchemy import create_engine, event
-from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.engine import URL, Dialect, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from riverq.driver import AnyEngine
@@ -32,6 +31,7 @@ def make_engine(url: URL, *, asynchronous: bool, application_name: str, options:
     connect_args = {"application_name": application_name, **given.pop("connect_args", {})}
     engine = create_engine(url.set(drivername="postgresql+pg8000"), connect_args=connect_args, **given)
     event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "handle_error", _mark_fatal)
     return engine
 
 
@@ -41,10 +41,19 @@ def _connect(dialect: Dialect, _record: ConnectionPoolEntry, args: tuple[Any, ..
 
     def raise_if_fatal(data: bytes, context: Any) -> None:
         usual(data, context)
-        fields = context.error.args[0]
-        # V is the severity that is never translated; S is, and is all that PgBouncer sends.
-        if fields.get("V", fields.get("S")) in _FATAL:
-            raise DatabaseError(fields)
+        if _is_fatal(context.error):
+            raise context.error
 
     raw.message_types[_ERROR_RESPONSE] = raise_if_fatal
     return raw
+
+
+def _mark_fatal(context: ExceptionContext) -> None:
+    if _is_fatal(context.original_exception):
+        context.is_disconnect = True
+
+
+def _is_fatal(error: BaseException) -> bool:
+    fields = error.args[0] if error.args else None
+    # V is the severity that is never translated; S may be, but is all that PgBouncer sends, in English.
+    return isinstance(fields, dict) and fields.get("V", fields.get("S")) in _FATAL

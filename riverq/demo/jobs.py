@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -79,6 +80,10 @@ class Summarise:
     root: str
 
 
+_PARSING = threading.Lock()
+"""Two threads that compile at once can confuse CPython 3.11 ("AST constructor recursion depth mismatch")."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """What the demo counts in a file."""
@@ -93,7 +98,8 @@ def count(path: str) -> Figures:
     source = Path(path).read_bytes()
     lines = source.count(b"\n")
     try:
-        nodes = list(ast.walk(ast.parse(source)))
+        with _PARSING:
+            nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError):
         return Figures(lines, 0, 0)
     functions = sum(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in nodes)

@@ -111,7 +111,7 @@ def print_results(engine: Engine, took: timedelta) -> None:
     """The largest packages of the standard library, from the application's table."""
     lines = func.sum(SourceFile.lines)
     columns = (func.count(), lines, func.sum(SourceFile.functions), func.sum(SourceFile.imports))
-    table = Table(title=f"the standard library's largest packages, indexed in {took.total_seconds():.1f} s")
+    table = Table()
     table.add_column("package")
     for title in ("files", "lines", "functions", "imports"):
         table.add_column(title, justify="right")
@@ -126,6 +126,7 @@ def print_results(engine: Engine, took: timedelta) -> None:
         )
         shares = ", ".join(f"{_spaced(number)} by {name}" for name, number in session.execute(by_worker) if name)
     console = Console()
+    console.print(f"the standard library's largest packages, indexed in {took.total_seconds():.1f} s")
     console.print(table)
     console.print(f"files indexed: {shares}")
 

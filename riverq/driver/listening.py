@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from riverq.driver import Driver, Notification
 from riverq.driver.failures import translate
 from riverq.driver.inbox import Inbox
-from riverq.errors import DatabaseError, RiverqError, UnavailableError, UsageError
+from riverq.errors import ConfigError, DatabaseError, RiverqError, UnavailableError, UsageError
 
 COMMAND_LIMIT = 10.0
 """Seconds that LISTEN and UNLISTEN may take; they need no lock and take a millisecond."""
@@ -29,6 +29,12 @@ POLITE_LIMIT = 1.0
 def quoted(channel: str) -> str:
     """A channel name as an identifier of SQL."""
     return '"' + channel.replace('"', '""') + '"'
+
+
+def _check_name(channel: str) -> None:
+    # asyncpg would break its connection over one, pg8000 listen to the part before it.
+    if "\x00" in channel:
+        raise ConfigError(f"expected a channel name without NUL, got: {channel!r}")
 
 
 class Wire(Protocol):
@@ -90,11 +96,13 @@ class WireListener:
             inbox.check()
 
     async def listen(self, channel: str) -> None:
-        """LISTEN on `channel`, quoted here."""
+        """LISTEN on `channel`, quoted here. Raises ConfigError for a name that Postgres cannot have."""
+        _check_name(channel)
         await self._command(lambda: self._wire.listen(channel), COMMAND_LIMIT)
 
     async def unlisten(self, channel: str) -> None:
         """UNLISTEN `channel`."""
+        _check_name(channel)
         await self._command(lambda: self._wire.unlisten(channel), COMMAND_LIMIT)
 
     async def wait(self, timeout: float) -> list[Notification]:

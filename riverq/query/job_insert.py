@@ -24,7 +24,8 @@ from riverq.job import InsertResult
 from riverq.query.array import bytea_array, integer_array, text_array
 from riverq.query.rows import job_columns, job_row
 from riverq.query.statement import TIMESTAMP, array_param, catalog, later, microseconds, stamp, time_param
-from riverq.query.tables import STATE_BITS, Tables, statement
+from riverq.query.tables import Tables, statement
+from riverq.unique import MASK
 
 
 class CopyStream(NamedTuple):
@@ -69,8 +70,10 @@ def can_copy(params: Sequence[InsertParams]) -> bool:
 def copy_streams(schema: str, params: Sequence[InsertParams]) -> list[CopyStream]:
     """The jobs as rows for COPY, in one stream or two: rows without a time of their own leave it to the database.
 
-    Only where `can_copy`.
+    Raises ValueError where `can_copy` says no.
     """
+    if not can_copy(params):
+        raise ValueError("jobs with a unique key or a delay cannot be copied (use job_insert_many_skipping)")
     quoted = schema.replace('"', '""')
     streams = []
     for columns, chosen in (
@@ -114,7 +117,7 @@ def _distinct(params: Sequence[InsertParams]) -> _Distinct:
     places: list[tuple[int, bool]] = []
     by_key: dict[bytes, int] = {}
     for each in params:
-        key = each.unique_key if each.unique_states & STATE_BITS[each.state] else None
+        key = each.unique_key if each.unique_states & MASK[each.state] else None
         if key is not None and key in by_key:
             places.append((by_key[key], False))
             continue

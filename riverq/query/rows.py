@@ -14,8 +14,9 @@ from sqlalchemy.dialects import postgresql as pg
 
 from riverq.job import JobRow, JobState
 from riverq.query.statement import catalog, from_us, us_of
-from riverq.query.tables import STATE_BITS, Tables
+from riverq.query.tables import Tables
 from riverq.queue import Queue
+from riverq.unique import MASK
 
 _STATES = {state.value: state for state in JobState}
 
@@ -125,4 +126,4 @@ def mask_states(mask: str | None) -> frozenset[JobState] | None:
     if mask is None:
         return None
     bits = int(mask, 2)
-    return frozenset(state for state, bit in STATE_BITS.items() if bits & bit)
+    return frozenset(state for state, bit in MASK.items() if bits & bit)

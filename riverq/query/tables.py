@@ -18,18 +18,6 @@ from sqlalchemy.sql.functions import FunctionElement
 from riverq.job import JobState
 from riverq.query.statement import TIMESTAMP, Statement, at_us, catalog
 
-STATE_BITS = {
-    JobState.AVAILABLE: 1,
-    JobState.CANCELLED: 2,
-    JobState.COMPLETED: 4,
-    JobState.DISCARDED: 8,
-    JobState.PENDING: 16,
-    JobState.RETRYABLE: 32,
-    JobState.RUNNING: 64,
-    JobState.SCHEDULED: 128,
-}
-"""The value of each state in `unique_states`, read as an eight-bit number."""
-
 
 class _InBitmask(FunctionElement[bool]):
     """River's function in its schema. SQLAlchemy's functions leave a schema of capitals unquoted, and fail at `%`."""
@@ -42,7 +30,7 @@ class _InBitmask(FunctionElement[bool]):
         super().__init__(*arguments)
 
 
-@compiles(_InBitmask)  # type: ignore[no-untyped-call, untyped-decorator]
+@compiles(_InBitmask)
 def _in_bitmask(element: _InBitmask, compiler: Any, **options: Any) -> str:
     schema = compiler.preparer.quote(element.schema)
     return f"{schema}.river_job_state_in_bitmask({compiler.process(element.clauses, **options)})"

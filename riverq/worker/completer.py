@@ -59,7 +59,8 @@ class CompleterConfig:
 
     - `batch_size`: the most runs in one statement.
     - `congested_at`, `relieved_at`: how many waiting reports make reporters wait, and how few let them go on.
-    - `lock_timeout`: how long the slow lane waits for one locked row per try.
+    - `lock_timeout`: how long the slow lane waits for one locked row per try; `lock_backoff`: the first pause between
+      two tries, doubled up to thirty times itself.
     - `stop_grace`: how long `stop` goes on trying to write what is left.
     """
 
@@ -67,6 +68,7 @@ class CompleterConfig:
     congested_at: int = 10_000
     relieved_at: int = 5_000
     lock_timeout: timedelta = timedelta(seconds=1)
+    lock_backoff: timedelta = timedelta(seconds=1)
     stop_grace: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class CompleterConfig:
         integer("congested_at", self.congested_at, 1)
         integer("relieved_at", self.relieved_at, 1, self.congested_at)
         duration("lock_timeout", self.lock_timeout, timedelta(milliseconds=1))
+        duration("lock_backoff", self.lock_backoff, timedelta(milliseconds=1))
         duration("stop_grace", self.stop_grace)
 
 
@@ -87,7 +90,13 @@ class Completer(Service):
         self._db = db
         self._config = config or CompleterConfig()
         self._settlement = Settlement(ctx)
-        self._slow = SlowLane(ctx, slow_db, self._settlement, lock_timeout=self._config.lock_timeout)
+        self._slow = SlowLane(
+            ctx,
+            slow_db,
+            self._settlement,
+            lock_timeout=self._config.lock_timeout,
+            first_backoff=self._config.lock_backoff,
+        )
         self._waiting: deque[Finished] = deque()
         self._writing: Sequence[Finished] = ()
         self._wake = asyncio.Event()

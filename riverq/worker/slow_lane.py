@@ -5,8 +5,8 @@ application locks the row of the job it duplicates, for as long as that transact
 database refuses for what they hold; those are replaced, in turn, by the alternatives of `outcome.unstorable`.
 
 The lane has a database view of one connection of its own, so neither the batches nor the control plane wait for it. A
-row is waited for with `lock_timeout`, then again after 1 s, doubling up to 30 s. What is left at the end of the
-completer's grace stays `running` and is found by the rescuer.
+row is waited for with `lock_timeout`, then again after the first back-off, doubling up to thirty times that. What is
+left at the end of the completer's grace stays `running` and is found by the rescuer.
 """
 
 from __future__ import annotations
@@ -38,11 +38,20 @@ class _Entry:
 class SlowLane:
     """`run()` is a task of the completer. `add` and `refuse` are called in the loop."""
 
-    def __init__(self, ctx: ServiceContext, db: Database, settlement: Settlement, *, lock_timeout: timedelta) -> None:
+    def __init__(
+        self,
+        ctx: ServiceContext,
+        db: Database,
+        settlement: Settlement,
+        *,
+        lock_timeout: timedelta,
+        first_backoff: timedelta,
+    ) -> None:
         self._ctx = ctx
         self._db = db
         self._settlement = settlement
         self._lock_timeout = lock_timeout
+        self._first_backoff = first_backoff.total_seconds()
         self._entries: list[_Entry] = []
         self._wake = asyncio.Event()
         self._finishing = False
@@ -127,11 +136,11 @@ class SlowLane:
         return not ours
 
     def _put_off(self, entry: _Entry, error: Exception) -> None:
-        wait = 1.0 if self._finishing else min(30.0, 2.0**entry.tries)
+        wait = self._first_backoff * (1 if self._finishing else min(30, 2**entry.tries))
         entry.tries = min(entry.tries + 1, 5)
         entry.due = self._ctx.clock.monotonic() + wait * self._ctx.rng.uniform(0.9, 1.1)
         self._ctx.log.info(
-            "Completer: Could not write job %s yet, trying again in %.0f s: %s",
+            "Completer: Could not write job %s yet, trying again in %.3g s: %s",
             entry.finished.context.claimed.id,
             wait,
             error,

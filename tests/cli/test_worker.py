@@ -101,7 +101,7 @@ def test_says_when_it_is_ready_and_when_it_stopped(
     worker.signal()
     code, out, err = worker.end()
     assert code == 0, err
-    assert "riverq worker: stopped: 1 job completed" in out
+    assert "riverq worker: stopped: 1 job worked" in out
     assert "Traceback" not in err
 
 

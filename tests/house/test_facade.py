@@ -10,15 +10,8 @@ import pytest
 
 import riverq
 
-EITHER = re.compile(
-    r"\b(?:AsyncSession|async_scoped_session(?:\[\w+\])?|AsyncConnection|AsyncEngine|AsyncClient|AsyncSubscription"
-    r"|AsyncIterator|AsyncGenerator|AsyncContextManager|AbstractAsyncContextManager|Awaitable|AnyAsyncSession)\b"
-)
-SYNC_NAME = {
-    "Awaitable": "",
-    "async_scoped_session": "scoped_session",
-    "AbstractAsyncContextManager": "AbstractContextManager",
-}
+ASYNC_WORDS = re.compile(r"\b(?:async_|Async|Sync)(?=\w)|(?<=\bAbstract)Async|(?<=\bAsync)Any(?=Session)")
+AWAITABLE = re.compile(r"\bAwaitable\[(.*)\]")
 
 
 def _faces() -> tuple[type[Any], type[Any]]:
@@ -35,12 +28,7 @@ def _public(face: type[Any]) -> dict[str, Any]:
 def _as_sync(annotation: object) -> str:
     """An annotation as text, with every async word turned into its sync one."""
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", None) or str(annotation)
-
-    def turn(match: re.Match[str]) -> str:
-        word = match[0].split("[", 1)[0]
-        return SYNC_NAME.get(word, word.replace("Async", ""))
-
-    return EITHER.sub(turn, text.replace(" ", ""))
+    return AWAITABLE.sub(r"\1", ASYNC_WORDS.sub("", text.replace(" ", "")))
 
 
 def _shape(member: object) -> list[tuple[str, Any, Any, str]]:

@@ -237,7 +237,7 @@ def _raw(rng: random.Random) -> Iterator[Case]:
     """Kinds without a class: any object, any key. No floats: in Go's raw JSON their text is the sender's."""
     for key in ODD_KEYS:
         yield Case({key: "value", "plain": {key: 1, "z": 2, "a": None}}, kind="raw_kind")
-        ordered = OrderedDict(z=OrderedDict([("z", 1), (key, "<"), ("a", True)]))
+        ordered: OrderedDict[str, Any] = OrderedDict(z=OrderedDict([("z", 1), (key, "<"), ("a", True)]))
         ordered[key] = None
         yield Case(ordered, kind="raw_kind")
     for _ in range(20):

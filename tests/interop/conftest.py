@@ -1,10 +1,8 @@
-"""One oracle for the session, and a schema of its own for each test that asks."""
+"""One oracle for the session, and a schema for each test in which it and riverq meet."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from itertools import count
 
 import pytest
 import sqlalchemy as sa
@@ -12,8 +10,6 @@ import sqlalchemy as sa
 from tests.fix_skips import skip_or_fail
 from tests.interop.oracle import Oracle, build, find_go
 from tests.interop.place import Place
-
-_numbers = count(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,19 +31,9 @@ def oracle() -> Iterator[Oracle]:
 
 
 @pytest.fixture
-def place(oracle: Oracle) -> Iterator[Place]:
+def place(oracle: Oracle, engine: sa.Engine, empty_schema: str) -> Place:
     """An empty schema of the test database, known to both sides."""
-    url = os.environ.get("RIVERQ_TEST_DATABASE_URL")
-    if not url:
-        skip_or_fail("RIVERQ_TEST_DATABASE_URL is not set: no database to test against")
-    engine = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
-    schema = f"riverq_interop_{os.getpid()}_{next(_numbers)}"
-    with engine.begin() as connection:
-        connection.execute(sa.text(f'CREATE SCHEMA "{schema}"'))
-    yield Place(oracle, engine, schema)
-    with engine.begin() as connection:
-        connection.execute(sa.text(f'DROP SCHEMA "{schema}" CASCADE'))
-    engine.dispose()
+    return Place(oracle, engine, empty_schema)
 
 
 @pytest.fixture

@@ -157,19 +157,25 @@ def test_errors_of_both_sides_stand_in_one_row(migrated: Place) -> None:
 
 
 def test_river_is_woken_by_riverqs_insert(migrated: Place) -> None:
-    """Its poll is an hour away: only the notification can bring the job to it."""
+    """Its poll is an hour away: after its first look, only the notification can bring a job to it."""
+    _insert(migrated, "riverq", {"outcome": "complete"})
     migrated.go("start", client="sleepy", kinds=[KIND], fetch_poll_seconds=3600)
+    migrated.go("events", client="sleepy", count=1, seconds=PATIENCE)
     job_id = _insert(migrated, "riverq", {"outcome": "complete"})
-    [event] = migrated.go("events", client="sleepy", count=1, seconds=PATIENCE)
+    event = migrated.go("events", client="sleepy", count=2, seconds=PATIENCE)[-1]
     migrated.go("stop", client="sleepy")
     assert (event["kind"], event["job"]["id"]) == ("job_completed", job_id)
 
 
 def test_riverq_is_woken_by_rivers_insert(migrated: Place) -> None:
     working = Working(migrated, fetch_poll_interval=timedelta(hours=1))
+    first = _insert(migrated, "river", {"outcome": "complete"})
     with working.client.running():
-        _insert(migrated, "river", {"outcome": "complete"})
+        _until_settled(migrated, first)
+        working.started.clear()
+        second = _insert(migrated, "river", {"outcome": "complete"})
         assert working.started.wait(PATIENCE)
+        _until_settled(migrated, second)
 
 
 def test_river_cancels_what_riverq_runs(migrated: Place) -> None:

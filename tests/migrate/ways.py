@@ -20,7 +20,7 @@ from tests.migrate.catalog import catalog
 SYNC = ("psycopg", "pg8000")
 ASYNC = ("psycopg_async", "asyncpg")
 ADAPTERS = SYNC + ASYNC
-WEIRD = ("My Jobs", "Weird:name", "50%off :x", 'sch"q', "a.b", "$x\\y'z")
+WEIRD = ("My Jobs", 'sch"q 50%off :x:y', "a.b", "$x\\y'z")
 
 
 def quote(name: str | None) -> str:

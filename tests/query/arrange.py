@@ -36,7 +36,7 @@ class Caller:
         self.schema = schema
 
     def __call__(self, fn: Callable[Concatenate[sa.Connection, str, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.transact(self.adapter, fn, self.schema, *args, **kwargs)  # type: ignore[arg-type]  # mypy cannot join the two
+        return self.transact(self.adapter, fn, self.schema, *args, **kwargs)
 
     def claim(self, **options: Any) -> list[ClaimedRow]:
         given: dict[str, Any] = {"client_id": ME, "queue": "default", "limit": 100, **options}
@@ -54,7 +54,7 @@ class Table:
     def sql(self, text: str, *params: Any) -> list[dict[str, Any]]:
         """Run a statement in which `{job}`, `{queue}`, `{leader}` and `{schema}` stand for quoted names."""
         names = {name: Identifier(self.schema, f"river_{name}") for name in ("job", "queue", "leader", "migration")}
-        cursor = self.conn.execute(SQL(text).format(schema=Identifier(self.schema), **names), params)  # type: ignore[arg-type]
+        cursor = self.conn.execute(SQL(text).format(schema=Identifier(self.schema), **names), params)
         return cursor.fetchall() if cursor.description else []
 
     def add(self, **columns: Any) -> int:
@@ -71,7 +71,7 @@ class Table:
             values["unique_states"] = f"{values['unique_states']:08b}"
         marks = ["%s::text::bit(8)" if name == "unique_states" else "%s" for name in values]
         names = SQL(", ").join(map(Identifier, values))
-        query = SQL("INSERT INTO {} ({}) VALUES (" + ", ".join(marks) + ") RETURNING id").format(  # type: ignore[arg-type]
+        query = SQL("INSERT INTO {} ({}) VALUES (" + ", ".join(marks) + ") RETURNING id").format(
             Identifier(self.schema, "river_job"), names
         )
         row = self.conn.execute(query, list(values.values())).fetchone()

@@ -211,13 +211,15 @@ def test_what_cannot_be_copied() -> None:
     assert can_copy([job(), job(scheduled_at=CLAIMED_AT)])
     assert not can_copy([job(), unique()])
     assert not can_copy([job(scheduled_in=HOUR)])
+    with pytest.raises(ValueError, match="cannot be copied"):
+        copy_streams("s", [job(scheduled_in=HOUR)])
 
 
 def test_streams_are_what_copy_reads(schema: str, table: Table) -> None:
     awkward = job(encoded_args='{"a":"\\t\\\\ é"}', tags=("one", "NULL"), metadata='{"m":1}')
     for stream in copy_streams(schema, [awkward, job(scheduled_at=CLAIMED_AT, state=JobState.SCHEDULED)]):
         columns = ", ".join(stream.columns)
-        with table.conn.cursor().copy(f"COPY {stream.table} ({columns}) FROM STDIN") as copy:  # type: ignore[arg-type]
+        with table.conn.cursor().copy(f"COPY {stream.table} ({columns}) FROM STDIN") as copy:
             for row in stream.rows:
                 copy.write_row(row)
     first, second = table.sql("SELECT * FROM {job} ORDER BY id")

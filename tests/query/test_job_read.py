@@ -40,9 +40,8 @@ def test_a_row_in_every_detail(call: Caller, table: Table) -> None:
 
 def test_a_null_among_the_errors_does_not_hide_the_others(call: Caller, table: Table) -> None:
     job_id = table.add()
-    table.sql(
-        """UPDATE {job} SET errors = ARRAY[NULL, '{{"at": "2026-01-01T00:00:00Z", "attempt": 1, "error": "x"}}']::jsonb[]"""
-    )
+    entry = '{"at": "2026-01-01T00:00:00Z", "attempt": 1, "error": "x"}'
+    table.sql("UPDATE {job} SET errors = ARRAY[NULL, %s::jsonb]", entry)
     row = call(job_get_by_id, job_id)
     assert row is not None
     assert [error.error for error in row.errors] == ["x"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+import sqlalchemy as sa
 
 from riverq.query import job_fetch, job_read, job_set_state
 from riverq.query.array import integer_array
@@ -18,6 +18,8 @@ from tests.fix_database import SchemaPool
 from tests.query.arrange import ME
 
 ROWS, BATCH = 12_000, 1_000
+ASYNCPG = sa.make_url("postgresql+asyncpg://").get_dialect()()
+"""Its numbered parameters are what PREPARE takes."""
 MODES = ("force_generic_plan", "force_custom_plan")
 
 
@@ -29,7 +31,8 @@ def large(database_url: str, schema_pool: SchemaPool) -> Iterator[psycopg.Connec
         conn.execute(f"SET search_path = {schema}")
         for state, first in (("running", 1), ("available", ROWS + 1)):
             conn.execute(
-                f"""INSERT INTO river_job (id, state, attempt, max_attempts, attempted_at, attempted_by, args, kind, queue)
+                f"""INSERT INTO river_job
+                (id, state, attempt, max_attempts, attempted_at, attempted_by, args, kind, queue)
                 SELECT n, '{state}', 1, 25, to_timestamp(0) + n * interval '1 microsecond', '{{{ME}}}', '{{}}', 'k',
                 'q' || n % 2 FROM generate_series({first}, {first + ROWS - 1}) n"""
             )
@@ -42,7 +45,7 @@ def plan(conn: psycopg.Connection[Any], statement: Statement, mode: str, **param
     """Every node of the plan, as it ran; the effects are rolled back."""
     row = conn.execute("SELECT current_schema()").fetchone()
     assert row is not None
-    text, order = statement.prepare(PGDialect_asyncpg(), row[0])
+    text, order = statement.prepare(ASYNCPG, row[0])
     assert order is not None
     types = ", ".join("bigint" if isinstance(params[name], int) else "text" for name in order)
     values = ", ".join(
@@ -50,8 +53,8 @@ def plan(conn: psycopg.Connection[Any], statement: Statement, mode: str, **param
     )
     conn.execute(f"SET plan_cache_mode = {mode}")
     with conn.transaction(force_rollback=True):
-        conn.execute(f"PREPARE tried ({types}) AS {text}")  # type: ignore[arg-type]
-        found = conn.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE tried ({values})").fetchone()  # type: ignore[arg-type]
+        conn.execute(f"PREPARE tried ({types}) AS {text}")
+        found = conn.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE tried ({values})").fetchone()
         conn.execute("DEALLOCATE tried")
     assert found is not None
     document = found[0] if isinstance(found[0], list) else json.loads(found[0])

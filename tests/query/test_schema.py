@@ -11,7 +11,8 @@ from riverq.query.schema import (
     server_capabilities,
     table_exists,
 )
-from riverq.query.tables import STATE_BITS, tables
+from riverq.query.tables import tables
+from riverq.unique import MASK
 from tests.fix_database import SchemaPool, Transact
 from tests.query.arrange import Caller, Table
 
@@ -97,9 +98,9 @@ def test_the_tables_equal_the_migrated_ones(schema: str, engine: sa.Engine) -> N
 def test_the_bits_equal_the_servers_function(schema: str, table: Table, engine: sa.Engine) -> None:
     t = tables(schema)
     with engine.connect() as conn:
-        for state, bit in STATE_BITS.items():
+        for state, bit in MASK.items():
             mask = sa.cast(sa.literal_column(f"'{bit:08b}'"), sa.dialects.postgresql.BIT(8))
-            found = [other for other in STATE_BITS if conn.scalar(sa.select(t.in_mask(mask, t.state(other))))]
+            found = [other for other in MASK if conn.scalar(sa.select(t.in_mask(mask, t.state(other))))]
             assert found == [state]
 
 

@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import psycopg2
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq import migrate
@@ -36,7 +32,12 @@ ERROR = '{"at":"2026-01-01T00:00:00Z","attempt":1,"error":"x","trace":""}'
 
 def walk(conn: sa.Connection, schema: str) -> None:
     """A job's whole way, and the rest of what a session may meet, with every value checked."""
-    options = {"encoded_args": '{"a":1}', "metadata": '{"m":1}', "scheduled_at": CLAIMED_AT, "tags": ("tag",)}
+    options: dict[str, Any] = {
+        "encoded_args": '{"a":1}',
+        "metadata": '{"m":1}',
+        "scheduled_at": CLAIMED_AT,
+        "tags": ("tag",),
+    }
     [made, again] = job_insert_many(conn, schema, [unique(**options), unique()], now=CLAIMED_AT)
     assert again.unique_skipped_as_duplicate
     assert (made.job.created_at, made.job.encoded_args) == (CLAIMED_AT, '{"a": 1}')
@@ -147,7 +148,7 @@ async def test_a_json_serializer_changes_nothing(make_engine: EngineMaker, adapt
 @pytest.mark.parametrize("isolation_level", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
 async def test_isolation_levels(make_engine: EngineMaker, adapter: str, schema: str, isolation_level: str) -> None:
     engine = make_engine(adapter, isolation_level=isolation_level)
-    fn = walk
+    fn: Callable[[sa.Connection, str], object] = walk
     if isolation_level == "AUTOCOMMIT":
         fn = lambda conn, schema: job_insert_many(conn, schema, [job(), unique(), unique()])  # noqa: E731  # one statement is all that runs there
     if isinstance(engine, AsyncEngine):
@@ -181,7 +182,9 @@ def test_weird_schemas(transact: Transact, adapter: str, schema_pool: SchemaPool
 # -- the compiled text
 
 
-DIALECTS = [PGDialect_psycopg(), PGDialect_asyncpg(), PGDialect_pg8000(), psycopg2.PGDialect_psycopg2()]
+DIALECTS = [
+    sa.make_url(f"postgresql+{name}://").get_dialect()() for name in ("psycopg", "asyncpg", "pg8000", "psycopg2")
+]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda each: each.driver)
@@ -214,7 +217,7 @@ def test_a_missing_parameter_is_an_error(transact: Transact, adapter: str) -> No
 def test_a_value_bound_at_build_time_is_refused() -> None:
     statement = Statement(lambda _: sa.select(sa.literal("forgotten")))
     with pytest.raises(AssertionError, match="bound at build time"):
-        statement.prepare(PGDialect_psycopg(), "any")
+        statement.prepare(DIALECTS[0], "any")
 
 
 def test_every_adapters_errors_carry_their_sqlstate(call: Caller) -> None:

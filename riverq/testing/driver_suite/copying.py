@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from riverq.errors import DatabaseError
 from riverq.testing.driver_suite.case import Conformance
 
-COLUMNS = ("id", "te xt", "js%n", "tags")
-TABLE = '"we""ird %s :t"'
-_CREATE = f'CREATE TEMPORARY TABLE {TABLE} (id bigint PRIMARY KEY, "te xt" text, "js%n" jsonb, tags text[])'
+COLUMNS = ("id", "te xt", "js:n", "tags")
+TABLE = '"we""ird :t"'
+_CREATE = f'CREATE TEMPORARY TABLE {TABLE} (id bigint PRIMARY KEY, "te xt" text, "js:n" jsonb, tags text[])'
 
 AWKWARD: tuple[str | None, ...] = (
     "",
@@ -30,14 +30,14 @@ AWKWARD: tuple[str | None, ...] = (
 
 def create(conn: sa.Connection) -> None:
     """The table to copy into, visible to this connection only."""
-    conn.exec_driver_sql(_CREATE.replace("%", "%%") if conn.dialect.paramstyle in {"format", "pyformat"} else _CREATE)
+    conn.exec_driver_sql(_CREATE)
     conn.commit()
 
 
 def stored(conn: sa.Connection) -> list[tuple[int, str | None]]:
     """The rows of the table."""
     table = sa.table("", sa.column("id"), sa.column("te xt"))
-    table.name = 'we"ird %s :t'
+    table.name = 'we"ird :t'
     return [(row[0], row[1]) for row in conn.execute(sa.select(table).order_by("id"))]
 
 

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Collection, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from riverq.database import Database
+from riverq.driver import load_driver
+from riverq.elector import Elector, ElectorTiming
+from riverq.errors import PoolExhaustedError
+from riverq.maintenance.base import MaintenanceTiming
+from riverq.maintenance.job_scheduler import JobScheduler, seconds_until
+from riverq.maintenance.maintainer import Maintainer
+from riverq.query.job_upkeep import Scheduled
+from riverq.service import ServiceContext, TestSignal
+from riverq.testing.fake_clock import FakeClock
+from tests.fix_database import EngineMaker
+from tests.query.arrange import Table
+from tests.service.stress import stress_start_stop
+
+AT_ONCE = MaintenanceTiming(interval=timedelta(seconds=5), stagger=timedelta(0))
+
+
+class Setup:
+    """A scheduler under a clock that stands still; the database's goes on."""
+
+    def __init__(self, engines: EngineMaker, schema: str, table: Table) -> None:
+        self.engines = engines
+        self.schema = schema
+        self.table = table
+        self.clock = FakeClock(datetime.now(UTC))
+        self.ctx = ServiceContext(client_id="test", clock=self.clock, rng=random.Random(0))
+        self.notified: TestSignal[list[str]] = TestSignal[list[str]]().watch()
+        self.notify_error: Exception | None = None
+        self.databases: list[Database] = []
+        self.schedulers: list[JobScheduler] = []
+
+    def database(self, adapter: str) -> Database:
+        engine = self.engines(adapter)
+        self.databases.append(Database(engine, load_driver(engine), schema=self.schema, owns_engine=False))
+        return self.databases[-1]
+
+    def scheduler(self, adapter: str = "psycopg_async", timing: MaintenanceTiming = AT_ONCE) -> JobScheduler:
+        async def notify(queues: Collection[str]) -> None:
+            self.notified.signal(list(queues))
+            if self.notify_error is not None:
+                raise self.notify_error
+
+        scheduler = JobScheduler(self.ctx, self.database(adapter), notify, timing)
+        for signal in (scheduler.ticked, scheduler.tick_failed, scheduler.scheduled, scheduler.discarded):
+            signal.watch()
+        self.schedulers.append(scheduler)
+        return scheduler
+
+    async def next_tick(self, scheduler: JobScheduler) -> None:
+        await self.clock.until_sleeping(2)  # the ticker and the timers
+        await self.clock.advance(scheduler.timing.interval.total_seconds())
+        await scheduler.ticked.wait()
+
+    def states(self) -> dict[int, str]:
+        return {row["id"]: row["state"] for row in self.table.sql("SELECT id, state::text FROM {job}")}
+
+    def due(self, seconds: float = -1, **columns: object) -> int:
+        row = self.table.sql("SELECT now() + make_interval(secs => %s) AS at", seconds)[0]
+        return self.table.add(**{"state": "scheduled", "scheduled_at": row["at"], **columns})
+
+
+@pytest.fixture
+def table(database_url: str, schema: str) -> Iterator[Table]:
+    table = Table(database_url, schema)
+    yield table
+    table.conn.close()
+
+
+@pytest.fixture
+async def setup(make_engine: EngineMaker, schema: str, table: Table) -> AsyncIterator[Setup]:
+    setup = Setup(make_engine, schema, table)
+    yield setup
+    for scheduler in setup.schedulers:
+        await scheduler.stop()
+    for db in setup.databases:
+        await db.close()
+
+
+def test_defaults(ctx: ServiceContext) -> None:
+    timing = JobScheduler(ctx, None, None).timing  # type: ignore[arg-type]  # neither is asked here
+    assert (timing.interval, timing.batch_size) == (timedelta(seconds=5), 10_000)
+
+
+@pytest.mark.parametrize("adapter", ["psycopg_async", "pg8000"])
+async def test_start_stop_stress(setup: Setup, adapter: str) -> None:
+    await stress_start_stop(setup.scheduler(adapter), rounds=10)
+
+
+async def test_due_jobs_become_available_and_their_queues_are_notified(setup: Setup, adapter: str) -> None:
+    mail, video = setup.due(queue="mail"), setup.due(queue="video", state="retryable")
+    later = setup.due(3600, queue="later")
+    scheduler = setup.scheduler(adapter)
+    await scheduler.start()
+    assert await setup.notified.wait() == ["mail", "video"]
+    await scheduler.ticked.wait()
+    assert setup.states() == {mail: "available", video: "available", later: "scheduled"}
+    assert {job.job_id for job in await scheduler.scheduled.wait()} == {mail, video}
+
+
+async def test_job_within_the_look_ahead_is_notified_when_it_falls_due(setup: Setup) -> None:
+    soon = setup.due(3, queue="mail")
+    scheduler = setup.scheduler()
+    await scheduler.start()
+    await scheduler.ticked.wait()
+    assert setup.states() == {soon: "available"}
+    assert setup.notified.waiting == 0
+    await setup.clock.until_sleeping(2)
+    await setup.clock.advance(2.5)
+    assert setup.notified.waiting == 0
+    await setup.clock.advance(0.6)
+    assert await setup.notified.wait() == ["mail"]
+
+
+async def test_timers_end_with_the_service(setup: Setup) -> None:
+    setup.due(3, queue="mail")
+    scheduler = setup.scheduler()
+    await scheduler.start()
+    await scheduler.ticked.wait()
+    await scheduler.stop()
+    await scheduler.start()
+    await scheduler.ticked.wait()
+    await setup.clock.until_sleeping(2)
+    await setup.clock.advance(4)
+    assert setup.notified.waiting == 0
+
+
+def test_wait_is_bounded_whatever_this_machines_clock_says() -> None:
+    job = Scheduled(1, "mail", 1_000_000_000_000_000, due_now=False)
+    at, look_ahead = datetime.fromtimestamp(1_000_000_000, UTC), timedelta(seconds=5)
+    assert seconds_until(job, at - timedelta(seconds=2), look_ahead) == 2
+    assert seconds_until(job, at - timedelta(days=1), look_ahead) == 5
+    assert seconds_until(job, at + timedelta(days=1), look_ahead) == 0
+
+
+async def test_locked_row_stalls_nobody_else(setup: Setup) -> None:
+    locked, free = setup.due(), setup.due()
+    scheduler = setup.scheduler()
+    with setup.table.conn.transaction():
+        setup.table.sql("SELECT FROM {job} WHERE id = %s FOR UPDATE", locked)
+        await scheduler.start()
+        await scheduler.ticked.wait()
+        assert setup.states() == {locked: "scheduled", free: "available"}
+    await setup.next_tick(scheduler)
+    assert setup.states() == {locked: "available", free: "available"}
+
+
+async def test_key_held_by_an_open_transaction_waits_and_the_rest_goes_on(setup: Setup, database_url: str) -> None:
+    without_retryable = 0b11010101  # the row is outside its index while retryable, and enters it when available
+    key: dict[str, Any] = {"unique_key": b"k" * 32, "unique_states": without_retryable}
+    waiting, plain = setup.due(state="retryable", **key), setup.due()
+    other_key = setup.due(state="retryable", unique_key=b"o" * 32, unique_states=without_retryable)
+    scheduler = setup.scheduler()
+    application = Table(database_url, setup.schema)
+    try:
+        with application.conn.transaction():
+            twin = application.add(state="available", **key)
+            await scheduler.start()
+            await scheduler.ticked.wait()
+            assert setup.states() == {waiting: "retryable", plain: "available", other_key: "available"}
+        await setup.next_tick(scheduler)
+        assert await scheduler.discarded.wait() == [waiting]
+        assert setup.states()[waiting] == "discarded"
+        assert setup.states()[twin] == "available"
+    finally:
+        application.conn.close()
+
+
+async def test_large_backlogs_go_in_batches(setup: Setup) -> None:
+    ids = [setup.due() for _ in range(7)]
+    timing = MaintenanceTiming(interval=timedelta(seconds=50), stagger=timedelta(0), batch_size=3, reduced_batch_size=1)
+    scheduler = setup.scheduler(timing=timing)
+    await scheduler.start()
+    sizes = []
+    for _ in range(3):
+        sizes.append(len(await scheduler.scheduled.wait()))
+        await setup.clock.until_sleeping(2)
+        await setup.clock.advance(1)
+    assert sizes == [3, 3, 1]
+    assert set(setup.states().values()) == {"available"}
+    assert len(ids) == 7
+
+
+async def test_statements_that_keep_timing_out_shrink_the_batch(setup: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    job = setup.due()
+    timing = MaintenanceTiming(interval=timedelta(seconds=5), stagger=timedelta(0), timeout=timedelta(milliseconds=40))
+    scheduler = setup.scheduler(timing=timing)
+    with setup.table.conn.transaction():
+        setup.table.sql("LOCK TABLE {job} IN ACCESS EXCLUSIVE MODE")
+        await scheduler.start()
+        for _ in range(2):
+            await scheduler.tick_failed.wait()
+            await setup.clock.until_sleeping(2)
+            await setup.clock.advance(5)
+        await scheduler.tick_failed.wait()
+    assert scheduler.batch_size.current == 1_000
+    assert "from now on 1000 rows at a time" in caplog.text
+    await setup.next_tick(scheduler)
+    assert setup.states() == {job: "available"}
+
+
+async def test_notification_that_fails_leaves_the_jobs_available(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = setup.due()
+    setup.notify_error = PoolExhaustedError("no connection became free in 5 s")
+    scheduler = setup.scheduler()
+    await scheduler.start()
+    await scheduler.ticked.wait()
+    assert setup.states() == {job: "available"}
+    assert "producers will poll" in caplog.text
+
+
+async def test_two_leaders_for_a_moment_are_harmless(setup: Setup) -> None:
+    ids = {setup.due() for _ in range(50)}
+    schedulers = [setup.scheduler("psycopg_async"), setup.scheduler("asyncpg")]
+    for scheduler in schedulers:
+        await scheduler.start()
+    for scheduler in schedulers:
+        await scheduler.ticked.wait()
+    assert setup.states() == dict.fromkeys(ids, "available")
+
+
+async def test_leadership_starts_it_and_its_loss_stops_it(setup: Setup) -> None:
+    """Elector, maintainer and scheduler together, twice: the second takes over from the first."""
+    timing = ElectorTiming(interval=timedelta(milliseconds=30), follower_jitter=timedelta(0))
+
+    def client(client_id: str) -> tuple[Elector, Maintainer, JobScheduler]:
+        ctx = ServiceContext(client_id=client_id)
+        elector = Elector(ctx, setup.database("psycopg_async").limited(1), None, timing=timing)
+        scheduler = setup.scheduler()
+        maintainer = Maintainer(ctx, [scheduler], request_resign=elector.resign_soon)
+        maintainer.started.watch()
+        maintainer.stopped.watch()
+        elector.not_elected.watch()
+        elector.on_gained, elector.on_lost = maintainer.gained, maintainer.lost
+        return elector, maintainer, scheduler
+
+    first, first_services, first_scheduler = client("first")
+    second, second_services, second_scheduler = client("second")
+    await first.start()
+    await first_services.started.wait()
+    await first_scheduler.ticked.wait()
+    await second.start()
+    await second.not_elected.wait()
+    assert not second_scheduler.is_running
+
+    await first.stop()
+    assert not first_scheduler.is_running
+    job = setup.due()
+    await second_services.started.wait()
+    await second_scheduler.ticked.wait()
+    assert setup.states() == {job: "available"}
+    await second.stop()
+    assert not second_scheduler.is_running
