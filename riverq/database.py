@@ -7,7 +7,7 @@ touch the connection after it has gone back to the pool.
 
     run          one transaction, READ COMMITTED whatever the engine's default is
     run_single   one statement without a transaction around it; about a third cheaper, because BEGIN and COMMIT are
-                 round trips of their own
+                 round trips of their own (on an adapter without `autocommit` the same as `run`)
     limited      a lane: the same engine behind slots of its own, so that work that may wait (a locked row, a long
                  upkeep) never keeps work that must not (the leader's lease) from a connection
 
@@ -160,6 +160,8 @@ class Database:
 
         Raises what `run` raises.
         """
+        if not self.driver.capabilities.autocommit:
+            return await self.run(fn, *args, **kwargs)
         return await self._run(self._without_transaction, partial(_call, fn, self.schema, args, kwargs))
 
     async def close(self) -> None:
@@ -234,8 +236,8 @@ class Database:
     def _without_transaction(self, conn: Connection, call: Callable[[Connection], T]) -> T:
         """AUTOCOMMIT by the DBAPI's own attribute, which all adapters have and which costs no round trip.
 
-        SQLAlchemy's execution option does the same and then resets the connection's isolation level, which takes
-        longer than BEGIN and COMMIT on pg8000 (three statements) and leaves session state behind a pooler.
+        SQLAlchemy's execution option ends in the same attribute, but saves next to nothing: setting it and resetting
+        it took as long as BEGIN and COMMIT do (psycopg 145 µs against 269, asyncpg 269 against 301).
         """
         raw: Any = conn.connection.dbapi_connection
         usual = raw.autocommit

@@ -99,7 +99,7 @@ class JobRow:
         except (ValueError, RecursionError):
             decoded = None
         if not isinstance(decoded, dict):
-            log.warning("job %s: metadata is not a JSON object; reading it as empty", self.id)
+            log.warning("job %s: Reading metadata as empty, for it is no JSON object", self.id)
             return {}
         return decoded
 
@@ -113,7 +113,7 @@ class JobRow:
                 at = _parse_time(entry["at"])
                 decoded.append(AttemptError(at, entry["attempt"], entry["error"], entry.get("trace") or ""))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                log.warning("job %s: an entry of errors cannot be read; leaving it out", self.id)
+                log.warning("job %s: Leaving out an entry of errors that cannot be read", self.id)
         return tuple(decoded)
 
     @property

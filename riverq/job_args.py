@@ -164,6 +164,7 @@ def _unknown(given: object, cls: type) -> ConfigError:
 
 
 def _build(cls: type, declared: _Declared) -> ArgsSpec:
+    fields_of(cls)  # first, since it explains best what is wrong with a class
     return ArgsSpec(
         kind=declared.kind,
         cls=cls,

@@ -74,6 +74,6 @@ def parse_leadership(payload: str) -> Leadership | None:
 def _object(payload: str) -> dict[str, Any]:
     try:
         decoded = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return decoded if isinstance(decoded, dict) else {}

@@ -218,7 +218,7 @@ def _spec(args: Any, kind: str | None, qualname: str) -> ArgsSpec:
 def _args_of_function(func: Callable[..., Any], scope: dict[str, Any]) -> Any:
     """`X` of the first parameter's annotation `Job[X]`."""
     name = _qualname(func)
-    plain = inspect.unwrap(func.func if isinstance(func, functools.partial) else func)
+    plain = inspect.unwrap(_code_of(func))
     if not callable(func) or isinstance(func, type):
         raise fail("worker", "to be a function", func, "register an instance of a Worker with workers.add(…)")
     parameters = list(inspect.signature(func).parameters.values())
@@ -226,7 +226,7 @@ def _args_of_function(func: Callable[..., Any], scope: dict[str, Any]) -> Any:
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ):
-        raise ConfigError(f"{name} takes no job (write: def {plain.__name__}(job: riverq.Job[YourArgs]) -> None)")
+        raise ConfigError(f"{name} takes no job (write: def worker(job: riverq.Job[YourArgs]) -> None)")
     annotation = parameters[0].annotation
     if annotation is inspect.Parameter.empty:
         raise ConfigError(
@@ -268,12 +268,16 @@ def _worker_argument(cls: type) -> Any:
 
 
 def _is_async(func: Callable[..., Any]) -> bool:
-    plain = func.func if isinstance(func, functools.partial) else func
-    if not inspect.isroutine(plain):
-        plain = type(plain).__call__
+    plain = _code_of(func)
     if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
         raise ConfigError(f"{_qualname(func)} is a generator, and its body would never run (drop yield)")
     return inspect.iscoroutinefunction(plain)
+
+
+def _code_of(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The function or method behind a partial or a callable object."""
+    plain: Callable[..., Any] = func.func if isinstance(func, functools.partial) else func
+    return plain if inspect.isroutine(plain) or not callable(plain) else type(plain).__call__
 
 
 def _qualname(target: object) -> str:

@@ -7,6 +7,7 @@ that order, without escapes. docs/internals/unique-keys.md has the rules with th
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ DEFAULT_STATES: Final = frozenset(JobState) - {JobState.CANCELLED, JobState.DISC
 
 REQUIRED_STATES: Final = frozenset({JobState.AVAILABLE, JobState.PENDING, JobState.RUNNING, JobState.SCHEDULED})
 """Every `by_state` must have these: without them a job could be inserted twice before it ran once."""
+
+log = logging.getLogger("riverq")
 
 _ZERO_TIME = datetime(1, 1, 1, tzinfo=UTC)
 _PLAIN_KEY = re.compile(r"[ !#-\[\]-\x7f]*")
@@ -139,7 +142,7 @@ def unique_text(
 
 def unique_paths(cls: type) -> tuple[Path, ...]:
     """The marked fields of `cls` as paths of JSON names, sorted as the key needs them."""
-    return tuple(sorted(_marked(cls, (), ()), key=".".join))
+    return tuple(sorted(_marked(cls, (), set()), key=".".join))
 
 
 def _checked_states(given: Iterable[JobState]) -> frozenset[JobState]:
@@ -201,19 +204,34 @@ def _key(key: str) -> str:
     return f'"{key}"' if _PLAIN_KEY.fullmatch(key) else encode_string(key)
 
 
-def _marked(cls: type, above: Path, within: tuple[type, ...]) -> Iterator[Path]:
+def _marked(cls: type, above: Path, seen: set[type]) -> Iterator[Path]:
     """Marked fields of `cls` and of the classes its fields hold, whether or not those fields are marked themselves.
 
-    A marked field whose class has marks of its own contributes only those. `within` ends recursion on the way down
-    only: two fields of one class both count.
+    A marked field whose class has marks of its own contributes only those. A class is looked into once in the whole
+    walk, by its first field, as in River: of a later field of the same class only the field's own mark counts.
     """
+    seen.add(cls)
     for field in fields_of(cls):
         inner, marks, _ = without_none(field.annotation)
+        is_marked = unique in field.marks or unique in marks
         path = (*above, field.wire_name)
         below: list[Path] = []
-        if shape_of(inner) is not None and inner not in (*within, cls):
-            below = list(_marked(inner, path, (*within, cls)))
+        if shape_of(inner) is not None:
+            if inner not in seen:
+                below = list(_marked(inner, path, seen))
+            elif not is_marked and _has_marks(inner):
+                log.warning(
+                    "%s: Leaving field %s out of unique keys, as every River client does: the marks of %s count only "
+                    "where it is first met (mark the field itself, or give it a class of its own)",
+                    cls.__qualname__,
+                    field.attribute,
+                    inner.__qualname__,
+                )
         if below:
             yield from below
-        elif unique in field.marks or unique in marks:
+        elif is_marked:
             yield path
+
+
+def _has_marks(cls: type) -> bool:
+    return any(unique in (*field.marks, *without_none(field.annotation)[1]) for field in fields_of(cls))

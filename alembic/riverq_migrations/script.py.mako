@@ -6,7 +6,8 @@ riverq/versions.py. Every constraint and index name goes through `op.f`, every r
 
 from __future__ import annotations
 
-from riverq_migrations.step import River, down, up
+<% own = up_revision.startswith("riverq_own") %>\
+from riverq_migrations.step import ${"OWN, " if own else ""}River, down, up
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
@@ -16,11 +17,11 @@ depends_on = ${repr(depends_on)}
 VERSION = int(revision.rpartition("_")[2])
 
 
-@up(VERSION)
+@up(VERSION${", OWN" if own else ""})
 def upgrade(river: River) -> None:
     raise NotImplementedError
 
 
-@down(VERSION)
+@down(VERSION${", OWN" if own else ""})
 def downgrade(river: River) -> None:
     raise NotImplementedError

@@ -23,7 +23,9 @@ class Driver:
     """The pg8000 adapter, bound to one engine of `postgresql+pg8000`."""
 
     name = "pg8000"
-    capabilities = DriverCapabilities(sync=True, async_=False, listen=True, copy=True)
+    # No autocommit: pg8000 parses, binds and executes in three exchanges. Behind PgBouncer in transaction mode another
+    # client's statement was found bound to our parameters.
+    capabilities = DriverCapabilities(sync=True, async_=False, listen=True, copy=True, autocommit=False)
 
     def __init__(self, engine: AnyEngine) -> None:
         self.engine = engine

@@ -1,7 +1,8 @@
 """From a URL to a SQLAlchemy engine that works direct and behind PgBouncer, in session and in transaction mode.
 
-pg8000 uses unnamed statements only, so nothing has to be switched off. `application_name` is the only startup parameter
-that PgBouncer takes from everybody.
+pg8000 uses unnamed statements only, so nothing has to be switched off; but it uses them over several exchanges, so
+every statement with parameters needs a transaction around it (`DriverCapabilities.autocommit`). `application_name` is
+the only startup parameter that PgBouncer takes from everybody.
 
 One thing is mended. When the server ends a connection it first says why; pg8000 keeps the reason, reads on, meets the
 end of the stream, and reports only "network error". On engines made here a fatal error is raised when it is read, so

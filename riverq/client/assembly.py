@@ -47,10 +47,11 @@ class Engines:
 
 @dataclass(frozen=True)
 class Faces:
-    """How a running job gets at the client that runs it."""
+    """How a running job gets at the client that runs it. `close` lets go of what that needed."""
 
     sync: Callable[[], Client]
     asynchronous: Callable[[], AsyncClient]
+    close: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def _notifier(core: Core, databases: Databases) -> Notifier:
 
 def _elector(core: Core, databases: Databases, notifier: Notifier) -> Elector:
     elector = Elector(core.ctx, databases.elector, notifier)
+
     async def notify(queues: Collection[str]) -> None:
         await databases.general.run(notify_queues, queues, core.limiter.take)
 

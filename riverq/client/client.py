@@ -68,7 +68,6 @@ class Client:
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._runtime: Runtime | None = None
-        self._bridge_threads = DaemonThreads(BRIDGE_THREADS, name="riverq_bridge")
 
     # -- who it is
 
@@ -169,13 +168,15 @@ class Client:
         from riverq.client.bridge import AsyncBridge  # which needs this class
 
         bridges: list[AsyncClient] = []
+        threads = DaemonThreads(BRIDGE_THREADS, name="riverq_bridge")
 
         def async_face() -> AsyncClient:
             if not bridges:
-                bridges.append(AsyncBridge(self, self._bridge_threads))
+                bridges.append(AsyncBridge(self, threads))
             return bridges[0]
 
-        runtime = Runtime(self._core, self._engines, Faces(lambda: self, async_face))
+        faces = Faces(lambda: self, async_face, close=lambda: threads.shutdown(wait=False))
+        runtime = Runtime(self._core, self._engines, faces)
         await runtime.start()
         return runtime
 

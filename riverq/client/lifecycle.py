@@ -144,6 +144,7 @@ class Runtime:
         await asyncio.gather(*stops)
 
     async def _close(self) -> None:
+        self._faces.close()
         if self._services is not None:
             self._services.threads.shutdown(wait=False)
         if self._databases is not None:

@@ -26,12 +26,18 @@ E = TypeVar("E", bound=AnyEngine)
 
 @dataclass(frozen=True, slots=True)
 class DriverCapabilities:
-    """What an adapter can do: sync engines, async engines, LISTEN, COPY."""
+    """What an adapter can do: sync engines, async engines, LISTEN, COPY.
+
+    `autocommit`: a statement with parameters is one exchange with the server, so it needs no transaction around it.
+    Where an adapter parses in one exchange and executes in the next, a pooler in transaction mode may send the second
+    to another server, which executes whatever statement was parsed there last.
+    """
 
     sync: bool
     async_: bool
     listen: bool
     copy: bool
+    autocommit: bool = True
 
 
 @dataclass(frozen=True, slots=True)

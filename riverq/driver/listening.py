@@ -85,6 +85,7 @@ class WireListener:
             await self._wire.open(inbox)
         except asyncio.CancelledError:
             self._closed = True
+            inbox.fail(UnavailableError("the listener was never connected: connecting was cancelled"))
             raise
         except Exception as error:
             self._closed = True

@@ -63,6 +63,9 @@ LARGEST_CLAIM = 1000
 TIMER_STEP = 0.1
 """Seconds; local timers are rounded up to it, so that a thousand short retries share a few timers."""
 
+END_GRACE = 2.0
+"""Seconds for which a stop waits for a read under way: a cancelled one costs its connection."""
+
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -189,10 +192,8 @@ class Producer(Service):
     async def run(self) -> None:
         """Work until stopped, then wait for the jobs that run."""
         fetching = asyncio.create_task(self._fetch_until_stopped(), name=f"riverq.Producer.fetch.{self.queue}")
-        others = [
-            asyncio.create_task(self._poll(), name=f"riverq.Producer.poll.{self.queue}"),
-            asyncio.create_task(self.control.run(), name=f"riverq.Producer.control.{self.queue}"),
-        ]
+        polling = asyncio.create_task(self._poll(), name=f"riverq.Producer.poll.{self.queue}")
+        control = asyncio.create_task(self.control.run(), name=f"riverq.Producer.control.{self.queue}")
         try:
             await self._stop.wait()
             self._limiter.trigger_now()  # so that a fetch loop at rest sees the stop
@@ -206,10 +207,11 @@ class Producer(Service):
                 self._unsubscribe()
             self.control.end()
             self._stop_timers()
-            for task in (fetching, *others):
-                task.cancel()
-            await asyncio.gather(fetching, *others, return_exceptions=True)
             self._log_left()
+            await asyncio.wait([control], timeout=END_GRACE)
+            for task in (fetching, polling, control):
+                task.cancel()
+            await asyncio.gather(fetching, polling, control, return_exceptions=True)
 
     async def _until_idle(self) -> None:
         await self._idle.wait()

@@ -68,10 +68,12 @@ class RemoteControl:
         self._asked: set[int] = set()
         self._during_claim: set[int] | None = None
         self._touched_at = 0.0
+        self._ended = False
         self._unsubscribe: Callable[[], None] | None = None
 
     async def begin(self) -> None:
         """Listen, then make the queue's row and read it, in this order. Raises what the database raises."""
+        self._ended = False
         if self._notifier is not None:
             self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self._missed)
         try:
@@ -81,16 +83,20 @@ class RemoteControl:
             raise
 
     def end(self) -> None:
-        """Listen no more."""
+        """Listen no more; `run` ends after the read under way."""
+        self._ended = True
+        self._wake.set()
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
 
     async def run(self) -> None:
-        """Read what has to be read, until cancelled."""
-        while True:
+        """Read what has to be read, until `end` or cancelled."""
+        while not self._ended:
             await wait_first(self._ctx, self._wake, self.interval.total_seconds())
             self._wake.clear()
+            if self._ended:
+                return
             try:
                 await self._read_queue()
                 await self._check_runs()

@@ -226,8 +226,8 @@ async def test_an_autocommit_connection_inserts_and_tells_at_once(
     client: Any, engine_of: Any, database_url: str, schema: str, ear: Ear
 ) -> None:
     async with open_session(engine_of, "connection") as conn:
-        conn = await settle(conn.execution_options(isolation_level="AUTOCOMMIT"))
-        await settle(client.insert(Greet("a"), session=conn))
+        autocommit = await settle(conn.execution_options(isolation_level="AUTOCOMMIT"))
+        await settle(client.insert(Greet("a"), session=autocommit))
         assert len(jobs(database_url, schema)) == 1
         assert ear.heard() == ['{"queue": "default"}']
 
@@ -333,7 +333,7 @@ def test_the_wrong_engine_names_the_right_client(make_engine: EngineMaker) -> No
         riverq.AsyncClient(make_engine("pg8000"))
     with pytest.raises(riverq.DriverError, match="Postgres"):
         riverq.Client(sa.create_engine("sqlite://"))
-    with pytest.raises(riverq.DriverError, match="psycopg2.*pip install"):
+    with pytest.raises(riverq.DriverError, match=r"psycopg2.*pip install"):
         riverq.Client(sa.create_engine("postgresql+psycopg2://nowhere/none"))
     with pytest.raises(riverq.ConfigError, match="expected an engine"):
         riverq.Client("postgresql://nowhere/none")  # type: ignore[arg-type]

@@ -2,8 +2,8 @@
 
 The Python blocks of a page share one module and run in order, against a migrated database of the page's own under
 DATABASE_URL; `await` is allowed outside of functions. A block that cannot run is marked `python notest`, with the
-reason on the line above: `<!-- not run: why -->`. In `console` blocks every `riverq …` and `make …` must exist, with its
-options.
+reason on the line above: `<!-- not run: why -->`. In `console` blocks every `riverq …` and `make …` must exist, and
+its options too.
 """
 
 from __future__ import annotations

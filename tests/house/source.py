@@ -55,7 +55,10 @@ def tracked_files() -> list[Path]:
     try:
         shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        hidden = {"__pycache__", "build", "dist"}
-        paths = [path for path in ROOT.rglob("*") if not hidden & set(path.parts)]
-        return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(ROOT).parts))
+        return sorted(path for path in ROOT.rglob("*") if path.is_file() and not _is_left_out(path))
     return sorted(path for name in set(shown.split("\0")) - {""} if (path := ROOT / name).is_file())
+
+
+def _is_left_out(path: Path) -> bool:
+    parts = path.relative_to(ROOT).parts
+    return any(part.startswith(".") or part in ("__pycache__", "build", "dist", "bin") for part in parts)

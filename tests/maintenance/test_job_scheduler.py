@@ -174,6 +174,27 @@ async def test_key_held_by_an_open_transaction_waits_and_the_rest_goes_on(setup:
         application.conn.close()
 
 
+async def test_batch_full_of_waiting_keys_does_not_keep_the_others_from_their_turn(setup: Setup) -> None:
+    outside = 0b11010101
+    held = setup.due(-10, state="retryable", unique_key=b"k" * 32, unique_states=outside)
+    setup.table.sql(
+        "INSERT INTO {job} (args, kind, max_attempts, state, scheduled_at, unique_key, unique_states) "
+        "SELECT args, kind, max_attempts, state, scheduled_at, unique_key, unique_states "
+        "FROM {job}, generate_series(1, 120) WHERE id = %s",
+        held,
+    )
+    other = setup.due(state="retryable", unique_key=b"o" * 32, unique_states=outside)
+    scheduler = setup.scheduler()
+    with setup.table.conn.transaction():
+        setup.table.sql("SELECT FROM {job} WHERE id = %s FOR UPDATE", held)
+        await scheduler.start()
+        while not scheduler.ticked.waiting:
+            await setup.clock.until_sleeping(2)
+            await setup.clock.advance(1)
+        assert setup.states()[other] == "available"
+        assert setup.states()[held] == "retryable"
+
+
 async def test_large_backlogs_go_in_batches(setup: Setup) -> None:
     ids = [setup.due() for _ in range(7)]
     timing = MaintenanceTiming(interval=timedelta(seconds=50), stagger=timedelta(0), batch_size=3, reduced_batch_size=1)

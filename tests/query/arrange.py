@@ -36,7 +36,13 @@ class Caller:
         self.schema = schema
 
     def __call__(self, fn: Callable[Concatenate[sa.Connection, str, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.transact(self.adapter, fn, self.schema, *args, **kwargs)
+        def patiently(conn: sa.Connection) -> T:
+            conn.exec_driver_sql(
+                "SET LOCAL lock_timeout = '5s'"
+            )  # a statement that should not wait fails, and does not hang
+            return fn(conn, self.schema, *args, **kwargs)
+
+        return self.transact(self.adapter, patiently)
 
     def claim(self, **options: Any) -> list[ClaimedRow]:
         given: dict[str, Any] = {"client_id": ME, "queue": "default", "limit": 100, **options}

@@ -34,6 +34,19 @@ def test_claims_due_jobs_of_the_queue_in_order(call: Caller, table: Table) -> No
     assert call.claim() == []
 
 
+def test_the_order_does_not_hang_on_the_plan(call: Caller, table: Table) -> None:
+    """A merge join gives the rows back by id."""
+    now = table.now()
+    ids = [table.add(scheduled_at=now - timedelta(seconds=age)) for age in range(20)]
+
+    def claim(conn: sa.Connection, schema: str) -> list[int]:
+        for join in ("nestloop", "hashjoin"):
+            conn.exec_driver_sql(f"SET LOCAL enable_{join} = off")
+        return [row.id for row in job_get_available(conn, schema, client_id=ME, queue="default", limit=20)]
+
+    assert call(claim) == ids[::-1]
+
+
 def test_claim_returns_what_the_row_holds(call: Caller, table: Table) -> None:
     job_id = table.add(
         args={"a": "é", "n": 1.5},

@@ -44,6 +44,7 @@ def test_a_null_among_the_errors_does_not_hide_the_others(call: Caller, table: T
     table.sql("UPDATE {job} SET errors = ARRAY[NULL, %s::jsonb]", entry)
     row = call(job_get_by_id, job_id)
     assert row is not None
+    assert row.encoded_errors[0] == "null"
     assert [error.error for error in row.errors] == ["x"]
 
 

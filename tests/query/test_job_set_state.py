@@ -305,7 +305,7 @@ def test_the_lock_timeout_ends_with_the_transaction(call: Caller, table: Table) 
         return conn.exec_driver_sql("SHOW lock_timeout").scalar_one()
 
     assert call(both) == "7s"
-    assert call(lambda conn, schema: conn.exec_driver_sql("SHOW lock_timeout").scalar_one()) == "0"
+    assert call(lambda conn, schema: conn.exec_driver_sql("SHOW lock_timeout").scalar_one()) == "5s"
 
 
 def test_completing_in_the_callers_transaction(call: Caller, table: Table) -> None:

@@ -143,7 +143,7 @@ def run_sql(conn: psycopg.Connection[Any], schema: str, text: str, **params: Any
     """Rows of a statement in which `JOB` and `QUEUE` stand for the tables."""
     job = Identifier(schema, "river_job").as_string()
     queue = Identifier(schema, "river_queue").as_string()
-    found = conn.execute(text.replace("JOB", job).replace("QUEUE", queue), params or None)  # type: ignore[arg-type]
+    found = conn.execute(text.replace("JOB", job).replace("QUEUE", queue), params or None)
     return found.fetchall() if found.description else []
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 
 from riverq.errors import DatabaseError, UnavailableError
 from riverq.job import JobState
+from riverq.query.job_set_state import job_complete_many
 from riverq.state import SetState, cancelled, completed, errored, interrupted, snoozed
 from riverq.worker import completer as completer_module
 from riverq.worker.completer import CompleterConfig
@@ -113,7 +115,7 @@ async def test_reports_that_come_during_a_write_go_together(house: House, monkey
     house.rows.insert(count=30)
     contexts = await house.claim()
     batches: list[int] = []
-    real = completer_module.job_complete_many
+    real = job_complete_many
 
     def counting(conn: sa.Connection, schema: str, **given: Any) -> list[int]:
         batches.append(len(given["runs"]))
@@ -130,11 +132,12 @@ async def test_reports_that_come_during_a_write_go_together(house: House, monkey
 
 
 async def test_a_run_that_was_rescued_and_fetched_again_is_not_touched(house: House) -> None:
-    for state_of in (
+    kinds: tuple[Callable[[RunContext], SetState], ...] = (
         lambda context: completed(context.run),
         lambda context: completed(context.run, metadata='{"late": true}'),
         lambda context: errored(context.run, error=ERROR, retry=timedelta(0), short=True),
-    ):
+    )
+    for state_of in kinds:
         [job_id] = house.rows.insert()
         [context] = await house.claim()
         house.rows.steal(job_id)
@@ -192,7 +195,7 @@ async def test_a_locked_row_holds_up_nobody_else(any_house: House, plain: bool) 
 
 
 async def test_an_open_duplicate_unique_insert_is_such_a_lock(house: House) -> None:
-    key = {"unique_key": b"k" * 32, "unique_states": "11111111"}
+    key: dict[str, Any] = {"unique_key": b"k" * 32, "unique_states": "11111111"}
     ids = [*house.rows.insert(**key), *house.rows.insert(count=3)]
     contexts = await house.claim()
     house.completer_config = CompleterConfig(lock_timeout=SHORT, lock_backoff=SHORT)
@@ -276,7 +279,7 @@ async def test_a_poison_row_without_attempts_is_discarded(house: House) -> None:
 
 async def test_a_state_that_the_unique_index_refuses_becomes_discarded(house: House) -> None:
     """Its mask has `available` but not `running`, and a twin took the key meanwhile."""
-    key = {"unique_key": b"k" * 32, "unique_states": "00000001"}
+    key: dict[str, Any] = {"unique_key": b"k" * 32, "unique_states": "00000001"}
     [job_id] = house.rows.insert(**key)
     [context] = await house.claim()
     house.rows.insert(**key)
@@ -349,7 +352,7 @@ async def test_a_connection_that_ends_between_statement_and_answer(
     """The write was committed, the answer is lost; the repetition finds nothing to do, and the run is not lost."""
     ids = house.rows.insert(count=3)
     contexts = await house.claim()
-    real = completer_module.job_complete_many
+    real = job_complete_many
     calls: list[int] = []
 
     def answer_is_lost(conn: sa.Connection, schema: str, **given: Any) -> list[int]:

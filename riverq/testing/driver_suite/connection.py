@@ -16,7 +16,7 @@ from riverq.database import translating
 from riverq.errors import DatabaseError
 from riverq.testing.driver_suite.case import Conformance
 
-AWKWARD = 'tab\t newline\n return\r back\\slash "double" \'single\' {brace} %s :colon €uro 日本 🐍'
+AWKWARD = "tab\t newline\n return\r back\\slash \"double\" 'single' {brace} %s :colon €uro 日本 🐍"
 
 
 @pytest.mark.asyncio

@@ -20,7 +20,7 @@ AWKWARD: tuple[str | None, ...] = (
     "\\N",
     "\\.",
     "tab\tnewline\nreturn\r\nend",
-    'back\\slash \\t \\x41 "quotes" \'single\'',
+    "back\\slash \\t \\x41 \"quotes\" 'single'",
     "é 日本 🐍 \u2028 \x01 \x7f",
     "a,b;c|d",
     " leading and trailing ",

@@ -86,6 +86,24 @@ class TestListening:
                 await asyncio.gather(conformance.notify("riverq_busy", str(n)), listener.ping(LONG))
             assert [n.payload for n in await gather(listener, 50)] == [str(n) for n in range(50)]
 
+    async def test_notification_in_one_packet_with_an_answer(self, conformance: Conformance) -> None:
+        """What an adapter read too much of stays in a buffer, where the socket does not show it; it is heard at once.
+
+        Without TLS only, because the test looks into the stream.
+        """
+        ready_for_query = b"Z\x00\x00\x00\x05I"
+        async with conformance.proxied() as (proxy, engine), conformance.listening(engine) as listener:
+            await listener.listen("riverq_packet")
+            async with asyncio.timeout(LONG):
+                proxy.hold()
+                ping = asyncio.create_task(listener.ping(LONG))
+                await proxy.until_held(ready_for_query)
+                await conformance.notify("riverq_packet", "in the same packet")
+                await proxy.until_held(b"in the same packet")
+                proxy.release()
+                await ping
+                assert await listener.wait(3600) == [Notification("riverq_packet", "in the same packet")]
+
     async def test_unlisten(self, conformance: Conformance) -> None:
         """After UNLISTEN nothing is heard on that channel, the others go on, and LISTEN starts again."""
         async with conformance.listening() as listener:
@@ -237,6 +255,21 @@ class TestListening:
             with pytest.raises(UnavailableError):
                 await listener.connect()
             await listener.close()
+
+    async def test_cancelled_connecting(self, conformance: Conformance) -> None:
+        """A server that accepts and says nothing holds up neither the cancellation nor the close."""
+        async with conformance.proxied() as (proxy, engine):
+            proxy.silence()
+            listener = conformance.driver.listener(engine)
+            connecting = asyncio.create_task(listener.connect())
+            await proxy.until_accepted()
+            async with asyncio.timeout(LONG):
+                connecting.cancel()
+                await asyncio.wait({connecting})
+                assert connecting.cancelled()
+                await listener.close()
+                with pytest.raises(UnavailableError):
+                    await listener.ping(LONG)
 
     async def test_silent_network_ends_a_ping(self, conformance: Conformance) -> None:
         """Packets vanish: the ping fails by its own limit, and the listener is over at once."""
