@@ -211,7 +211,7 @@ def test_sets_in_models_are_refused() -> None:
 
 class Patch(msgspec.Struct):
     name: str | msgspec.UnsetType = msgspec.UNSET
-    size: int | None | msgspec.UnsetType = msgspec.UNSET
+    size: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 @dataclass

@@ -151,10 +151,11 @@ class AsyncClient:
     # -- private
 
     async def _make_runtime(self) -> Runtime:
-        from riverq.client.bridge import SyncBridge  # which needs this class
+        from riverq.client.bridge import AsyncJobFace, SyncBridge  # which need this class
 
         sync_face = SyncBridge(self, asyncio.get_running_loop())
-        runtime = Runtime(self._core, self._engines, Faces(lambda: sync_face, lambda: self))
+        async_face = AsyncJobFace(self)
+        runtime = Runtime(self._core, self._engines, Faces(lambda: sync_face, lambda: async_face))
         await runtime.start()
         return runtime
 

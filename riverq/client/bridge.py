@@ -1,8 +1,8 @@
-"""Each face, made from the other: `job.client` on an async runtime, `job.async_client` on a sync one.
+"""The faces that running jobs see: `job.client` and `job.async_client`, on either runtime.
 
 A `def` worker on an `AsyncClient` runs in a thread and needs sync calls; what needs the event loop is done there while
 the thread waits. An `async def` worker on a `Client` runs in the runtime's loop and needs awaitable calls; what blocks
-is done in a thread. Neither can start or stop the client: a job cannot wait for its own end.
+is done in a thread. No face of a job can start or stop the client: a job cannot wait for its own end.
 """
 
 from __future__ import annotations
@@ -31,13 +31,11 @@ Handed = tuple[Sequence[InsertParams], "asyncio.Future[list[InsertResult]]"]
 _NOT_FROM_A_JOB = "a job cannot start or stop the client that runs it (signal the process, or stop it from outside)"
 
 
-class SyncBridge(Client):
-    """The sync face of an async client, for its `def` workers. Never call it from the client's own loop."""
+class SyncJobFace(Client):
+    """A sync client as its `def` workers see it."""
 
-    def __init__(self, owner: AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: Client | AsyncClient) -> None:
         self._init(owner._core, owner._engines)
-        self._owner = owner
-        self._loop = loop
 
     def start(self) -> None:
         """Raises UsageError."""
@@ -50,6 +48,34 @@ class SyncBridge(Client):
     def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
         """Raises UsageError."""
         raise UsageError(_NOT_FROM_A_JOB)
+
+
+class AsyncJobFace(AsyncClient):
+    """An async client as its `async def` workers see it."""
+
+    def __init__(self, owner: Client | AsyncClient) -> None:
+        self._init(owner._core, owner._engines)
+
+    async def start(self) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+    async def stop(self, *, timeout: timedelta | None = None) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+    async def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
+        """Raises UsageError."""
+        raise UsageError(_NOT_FROM_A_JOB)
+
+
+class SyncBridge(SyncJobFace):
+    """The sync face of an async client, for its `def` workers. Never call it from the client's own loop."""
+
+    def __init__(self, owner: AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(owner)
+        self._owner = owner
+        self._loop = loop
 
     def _transact(self, fn: Callable[[Connection], T]) -> T:
         return asyncio.run_coroutine_threadsafe(self._owner._transact(fn), self._loop).result()
@@ -88,25 +114,13 @@ class SyncBridge(Client):
             self._loop.call_soon_threadsafe(_succeed, answer, results)
 
 
-class AsyncBridge(AsyncClient):
+class AsyncBridge(AsyncJobFace):
     """The async face of a sync client, for its `async def` workers, in the runtime's own loop."""
 
     def __init__(self, owner: Client, threads: Executor) -> None:
-        self._init(owner._core, owner._engines)
+        super().__init__(owner)
         self._owner = owner
         self._threads = threads
-
-    async def start(self) -> None:
-        """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
-
-    async def stop(self, *, timeout: timedelta | None = None) -> None:
-        """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
-
-    async def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
-        """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
 
     async def _transact(self, fn: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._owner._transact, fn)

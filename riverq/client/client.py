@@ -165,7 +165,7 @@ class Client:
     # -- private
 
     async def _make_runtime(self) -> Runtime:
-        from riverq.client.bridge import AsyncBridge  # which needs this class
+        from riverq.client.bridge import AsyncBridge, SyncJobFace  # which need this class
 
         bridges: list[AsyncClient] = []
         threads = DaemonThreads(BRIDGE_THREADS, name="riverq_bridge")
@@ -175,7 +175,8 @@ class Client:
                 bridges.append(AsyncBridge(self, threads))
             return bridges[0]
 
-        faces = Faces(lambda: self, async_face, close=lambda: threads.shutdown(wait=False))
+        sync_face = SyncJobFace(self)
+        faces = Faces(lambda: sync_face, async_face, close=lambda: threads.shutdown(wait=False))
         runtime = Runtime(self._core, self._engines, faces)
         await runtime.start()
         return runtime

@@ -7,6 +7,7 @@ a connection, or a host whose cable was pulled. Or what the server sends is held
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -80,14 +81,24 @@ class SilentProxy:
         self._writers.append(writer)
         self._accepted.set()
         if not self._speaking:
+            self._start(self._swallow(reader))
             return
         server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
         self._writers.append(server_writer)
         self._held_for = writer
         for source, target in ((reader, server_writer), (server_reader, writer)):
-            pump = asyncio.create_task(self._pump(source, target))
-            self._pumps.add(pump)
-            pump.add_done_callback(self._pumps.discard)
+            self._start(self._pump(source, target))
+
+    def _start(self, pump: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(pump)
+        self._pumps.add(task)
+        task.add_done_callback(self._pumps.discard)
+
+    async def _swallow(self, source: asyncio.StreamReader) -> None:
+        # Closing with something unread would be a reset, on which pg8000 leaves its socket to the garbage collector.
+        with suppress(OSError):
+            while await source.read(65536):
+                pass
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with suppress(OSError):
