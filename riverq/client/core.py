@@ -75,6 +75,8 @@ class Core:
 
     def _prepare_one(self, item: object, options: Mapping[str, object], now: datetime) -> InsertParams:
         args, given = (item.args, item.options) if isinstance(item, InsertItem) else (item, options)
+        if isinstance(item, InsertItem) and options:
+            raise ConfigError(f"options go into the InsertItem or beside plain args, got both: {', '.join(options)}")
         spec = spec_of(args)
         self._check_kind(spec.kind)
         defaults = ClientDefaults(max_attempts=self.config.max_attempts, period_basis=self.config.period_basis)

@@ -23,6 +23,8 @@ from riverq.driver.inbox import Inbox
 from riverq.driver.listening import quoted
 from riverq.errors import UnavailableError
 
+THREAD_NAME = "riverq_listener"
+
 
 def duplicate(fd: int) -> socket.socket:
     """A second handle on a connection's socket, which stays valid when the adapter closes its own."""
@@ -84,7 +86,7 @@ class ThreadedWire:
         self._awake, self._waker = socket.socketpair()
         self._awake.setblocking(False)
         self._waker.setblocking(False)
-        threading.Thread(target=self._main, name="riverq_listener", daemon=True).start()
+        threading.Thread(target=self._main, name=THREAD_NAME, daemon=True).start()
         try:
             await self._call(self._open)
         except BaseException:

@@ -187,7 +187,7 @@ class Completer(Service):
         left = [each.context.claimed.id for each in (*self._writing, *self._waiting)] + self._slow.job_ids
         if left:
             self.ctx.log.warning(
-                "%s: Stopped before the outcome of %d jobs was written; they stay running and will be rescued: %s",
+                "%s: Left jobs running, to be rescued, whose outcome was not written in time (num_jobs=%d, job_id=%s)",
                 self.name,
                 len(left),
                 left[:100],
@@ -206,7 +206,7 @@ class Completer(Service):
             try:
                 await self._write(self._writing, backoff)
             except Exception:  # a defect here must not strand the jobs of everybody
-                self.ctx.log.exception("%s: Writing a batch failed, trying again", self.name)
+                self.ctx.log.exception("%s: Failed to write a batch, trying again", self.name)
                 self._waiting.extendleft(reversed(self._writing))
                 self._writing = ()
                 await backoff.sleep()
@@ -249,7 +249,9 @@ class Completer(Service):
                     await self._refused(group if missing is None else missing, error, backoff)
                     return
                 uncertain = uncertain or (missing is None and isinstance(error, UnavailableError))
-                self.ctx.log.warning("%s: Could not write %d outcomes, trying again: %s", self.name, len(group), error)
+                self.ctx.log.warning(
+                    "%s: Failed to write, trying again (num_jobs=%d, error=%s)", self.name, len(group), error
+                )
             await backoff.sleep()
 
     async def _statement(self, group: list[Finished]) -> list[Finished]:

@@ -41,6 +41,7 @@ class Surroundings:
 
     `complete_in(session, write)` calls `write(connection)` on the sync connection behind the user's session and returns
     what it returned, or, for an async session, an awaitable of it. `client` and `async_client` give the client's faces.
+    `log` is the client's logger, of which `job.log` is a child.
     """
 
     client_id: str
@@ -102,7 +103,7 @@ class RunContext:
         if self._log is None:
             claimed = self.claimed
             extra = {"job_id": claimed.id, "kind": claimed.kind, "queue": self.queue, "attempt": claimed.attempt}
-            self._log = logging.LoggerAdapter(self._around.log, extra)
+            self._log = logging.LoggerAdapter(self._around.log.getChild("job"), extra)
         return self._log
 
     @property

@@ -37,7 +37,7 @@ from riverq.state import SetState
 from riverq.threads import DaemonThreads
 from riverq.worker.completer import Completer
 from riverq.worker.context import RunContext, Surroundings
-from riverq.worker.outcome import Finished, Policies, Retry, UnknownKindError, decide, unstorable
+from riverq.worker.outcome import Finished, Policies, Retry, UnknownKindError, decide, describe, unstorable
 from riverq.worker.run_loop import call_cancellable, run_in_loop
 from riverq.worker.run_thread import run_in_thread
 
@@ -101,12 +101,22 @@ class Executor:
             error = await call_cancellable(partial(self._work, attempt), context.cancelled)
         if context.thread_runs:
             self._ctx.log.warning(
-                "Executor: The thread of job %s (%s) is at work still; its row stays running and will be rescued",
+                "job %s: Left its thread at work, its row stays running and will be rescued (kind=%s)",
                 context.claimed.id,
                 context.claimed.kind,
             )
             return
         state = self._outcome(attempt, error)
+        if state.error is not None and error is not None:
+            self._ctx.log.warning(
+                "job %s: Attempt failed, now %s (kind=%s, queue=%s, attempt=%d, error=%s)",
+                context.claimed.id,
+                state.state,
+                context.claimed.kind,
+                context.queue,
+                context.claimed.attempt,
+                describe(error),
+            )
         finished = Finished(context, state, started, self._ctx.clock.monotonic(), error)
         if not self._completer.report(finished):
             await self._completer.room()
@@ -143,7 +153,7 @@ class Executor:
         try:
             return decide(attempt.context, error, timeout=attempt.timeout, policies=policies)
         except Exception as defect:
-            self._ctx.log.exception("Executor: No outcome for job %s", attempt.context.claimed.id)
+            self._ctx.log.exception("job %s: Failed to decide what became of it", attempt.context.claimed.id)
             return unstorable(attempt.context, defect, self._ctx.rng)[0]
 
     def _client_policy(self, attempt: _Attempt) -> RetryPolicy:

@@ -169,7 +169,7 @@ def _retry(context: RunContext, error: BaseException, policies: Policies) -> tup
         return retry, _wait(retry, policies.now)
     except Exception as defect:  # noqa: BLE001  # whatever a user's policy raises must not cost the job
         logging.getLogger("riverq").warning(
-            "job %s: the retry policy failed (%s); using the default policy", context.claimed.id, describe(defect)
+            "job %s: Asked the default retry policy, its own failed (error=%s)", context.claimed.id, describe(defect)
         )
     wait = _default_wait(context, policies.rng)
     return wait, wait

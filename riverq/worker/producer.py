@@ -229,10 +229,10 @@ class Producer(Service):
     def _log_left(self) -> None:
         if self._tasks:
             self.ctx.log.warning(
-                "%s: Left %d jobs of queue %s at work; their rows stay running and will be rescued: %s",
+                "%s: Left jobs at work, their rows stay running and will be rescued (queue=%s, num_jobs=%d, job_id=%s)",
                 self.name,
-                len(self._tasks),
                 self.queue,
+                len(self._tasks),
                 self.running_ids[:100],
             )
 
@@ -311,7 +311,7 @@ class Producer(Service):
 
     def _claim_failed(self, error: Exception) -> None:
         self._stats.failed_claims += 1
-        self.ctx.log.warning("%s: Could not claim jobs of queue %s: %s", self.name, self.queue, error)
+        self.ctx.log.warning("%s: Could not claim jobs (queue=%s, error=%s)", self.name, self.queue, error)
         self.claimed.signal(-1)
 
     async def _begin(self, rows: list[ClaimedRow]) -> None:
@@ -322,7 +322,7 @@ class Producer(Service):
             try:
                 await self.control.check(suspects)
             except Exception as error:  # noqa: BLE001  # they run, and the write of their outcome looks at the mark again
-                self.ctx.log.warning("%s: Could not look up cancelled jobs: %s", self.name, error)
+                self.ctx.log.warning("%s: Could not look up cancelled jobs (error=%s)", self.name, error)
         for context in contexts:
             if self._told_to_end is not None:
                 context.cancelled.set(self._told_to_end)
@@ -346,9 +346,7 @@ class Producer(Service):
             del self._runs[context.run.job_id]
         self._stats.ended += 1
         if not task.cancelled() and task.exception() is not None:
-            self.ctx.log.error(
-                "%s: Job %s ended outside its executor", self.name, context.run.job_id, exc_info=task.exception()
-            )
+            self.ctx.log.error("job %s: Ended outside its executor", context.run.job_id, exc_info=task.exception())
         if self._stop.is_set():
             if not self._tasks:
                 self._idle.set()

@@ -101,7 +101,7 @@ class RemoteControl:
                 await self._read_queue()
                 await self._check_runs()
             except Exception as error:  # noqa: BLE001  # the database is away, or worse; both are asked again
-                self._ctx.log.warning("Producer: Could not read the state of queue %s: %s", self._queue, error)
+                self._ctx.log.warning("Producer: Failed to read its state (queue=%s, error=%s)", self._queue, error)
 
     # -- cancellations heard while a claim is under way
 
@@ -164,7 +164,7 @@ class RemoteControl:
     def _set_paused(self, *, paused: bool) -> None:
         if paused != self.paused:
             self.paused = paused
-            self._ctx.log.info("Producer: Queue %s is %s", self._queue, "paused" if paused else "resumed")
+            self._ctx.log.info("Producer: %s (queue=%s)", "Paused" if paused else "Resumed", self._queue)
             self._on_pause(paused)
         self.read.signal(paused)
 

@@ -120,7 +120,7 @@ class Settlement:
         lost = not _was_written(finished, state, uncertain=uncertain)
         if lost:
             self.stats.lost += 1
-            finished.context.log.info("job %s: Run was lost, its outcome is dropped", finished.context.claimed.id)
+            self._ctx.log.warning("job %s: Dropped the outcome of a run that was lost", finished.context.claimed.id)
         else:
             self.stats.written += 1
             if state is JobState.AVAILABLE:
@@ -143,7 +143,7 @@ class Settlement:
             try:
                 listener(settled)
             except Exception:
-                self._ctx.log.exception("Completer: A subscriber failed")
+                self._ctx.log.exception("Completer: Failed to tell a subscriber")
 
 
 def _is_mine(statuses: dict[int, RunStatus], finished: Finished) -> bool:

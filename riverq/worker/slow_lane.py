@@ -139,22 +139,19 @@ class SlowLane:
         wait = self._first_backoff * (1 if self._finishing else min(30, 2**entry.tries))
         entry.tries = min(entry.tries + 1, 5)
         entry.due = self._ctx.clock.monotonic() + wait * self._ctx.rng.uniform(0.9, 1.1)
-        self._ctx.log.info(
-            "Completer: Could not write job %s yet, trying again in %.3g s: %s",
-            entry.finished.context.claimed.id,
-            wait,
-            error,
+        self._ctx.log.debug(
+            "job %s: Put off writing its outcome for %.3g s (error=%s)", entry.finished.context.claimed.id, wait, error
         )
 
     def _next_alternative(self, entry: _Entry, error: Exception) -> bool:
         """Replace the outcome by the next alternative; False where there is none left and the row is given up."""
         job_id = entry.finished.context.claimed.id
         if entry.alternatives is None:
-            self._ctx.log.error("Completer: The outcome of job %s cannot be stored: %s", job_id, error)
+            self._ctx.log.error("job %s: Could not store its outcome, storing that instead (error=%s)", job_id, error)
             entry.alternatives = unstorable(entry.finished.context, error, self._ctx.rng)
         if not entry.alternatives:
             self._settlement.stats.abandoned += 1
-            self._ctx.log.error("Completer: Leaving job %s running, to be rescued: %s", job_id, error)
+            self._ctx.log.error("job %s: Left running, nothing can be stored for it (error=%s)", job_id, error)
             return False
         entry.finished = entry.finished._replace(state=entry.alternatives.pop(0))
         return True

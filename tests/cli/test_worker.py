@@ -111,7 +111,7 @@ def wait_for_state(url: str, schema: str, job_id: int, state: str) -> None:
         for _ in range(1500):
             row = conn.execute(
                 f'SELECT state::text FROM "{schema}".river_job WHERE id = %s',
-                (job_id,),  # type: ignore[arg-type]
+                (job_id,),
             ).fetchone()
             if row == (state,):
                 return

@@ -25,6 +25,12 @@ class Greet:
     name: str
 
 
+@riverq.job_args("sync_account", unique_opts=riverq.UniqueOpts(by_args=True))
+@dataclass
+class SyncAccount:
+    account_id: int
+
+
 async def settle(value: Any) -> Any:
     """Await what the async face returns; pass through what the sync face returns."""
     return await value if inspect.isawaitable(value) else value
@@ -94,4 +100,4 @@ class Ear:
 def jobs(url: str, schema: str) -> list[dict[str, Any]]:
     """Every row of `river_job`, by id, as a plain connection sees it."""
     with psycopg.connect(url, row_factory=psycopg.rows.dict_row) as conn:
-        return conn.execute(f'SELECT * FROM "{schema}".river_job ORDER BY id').fetchall()  # type: ignore[arg-type]
+        return conn.execute(f'SELECT * FROM "{schema}".river_job ORDER BY id').fetchall()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -19,102 +15,8 @@ from sqlalchemy.orm import Session
 
 import riverq
 from tests.client.faces import Greet, jobs, make_client, settle
+from tests.client.working import SECOND, Act, Watch, acting_workers, config, working
 from tests.fix_database import EngineMaker
-
-SECOND = timedelta(seconds=1)
-
-
-@riverq.job_args("act")
-@dataclass
-class Act:
-    """A job whose worker does what `how` says."""
-
-    how: str
-
-
-class Watch:
-    """Looks at the rows until they are as the test waits for; the limit only bounds a failure."""
-
-    def __init__(self, url: str, schema: str) -> None:
-        self._url, self._schema = url, schema
-
-    async def until(self, check: Callable[[list[dict[str, Any]]], bool], limit: float = 20) -> list[dict[str, Any]]:
-        async with asyncio.timeout(limit):
-            # The rows change in another process's hands, so there is no event to wait for.
-            while not check(rows := await asyncio.to_thread(jobs, self._url, self._schema)):  # noqa: ASYNC110  # see above
-                await asyncio.sleep(0.02)
-        return rows
-
-    async def state(self, state: str, count: int = 1) -> list[dict[str, Any]]:
-        return await self.until(lambda rows: [row["state"] for row in rows].count(state) == count)
-
-    def execute(self, statement: str, *values: object) -> None:
-        with psycopg.connect(self._url, autocommit=True) as conn:
-            conn.execute(SQL(statement).format(Identifier(self._schema)), values)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def watch(database_url: str, schema: str) -> Watch:
-    return Watch(database_url, schema)
-
-
-@asynccontextmanager
-async def working(client: Any) -> AsyncIterator[Any]:
-    """The client, started, and stopped with its jobs cancelled."""
-    start, stop = client.start, client.stop_and_cancel
-    if isinstance(client, riverq.AsyncClient):
-        await start()
-    else:
-        await asyncio.to_thread(start)
-    try:
-        yield client
-    finally:
-        if isinstance(client, riverq.AsyncClient):
-            await stop()
-        else:
-            await asyncio.to_thread(stop)
-
-
-def config(schema: str, workers: riverq.Workers, **settings: Any) -> riverq.Config:
-    queues = settings.pop("queues", {"default": riverq.QueueConfig(max_workers=10)})
-    return riverq.Config(schema=schema, workers=workers, queues=queues, **settings)
-
-
-def decide(job: riverq.Job[Act]) -> None:
-    match job.args.how:
-        case "output":
-            job.record_output({"answer": 42})
-            job.set_metadata("seen", job.row.attempt)
-        case "error":
-            raise ValueError("no such thing\0 here")
-        case "cancel":
-            raise riverq.JobCancel("not needed any more")
-        case "discard":
-            raise riverq.JobDiscard("cannot ever work")
-        case "snooze":
-            raise riverq.JobSnooze(timedelta(hours=1))
-        case "once" if job.row.attempt == 1:
-            raise OSError("the first time")
-
-
-def acting_workers(kind: str) -> riverq.Workers:
-    """One worker for every outcome, `def` or `async def`."""
-    workers = riverq.Workers()
-
-    if kind == "def":
-
-        @workers.work
-        def act(job: riverq.Job[Act]) -> None:
-            decide(job)
-
-    else:
-
-        @workers.work
-        async def act_async(job: riverq.Job[Act]) -> None:
-            await asyncio.sleep(0)
-            decide(job)
-
-    return workers
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
@@ -374,117 +276,6 @@ async def test_a_running_job_hears_that_it_was_cancelled(
     assert row["errors"][0]["error"] == "JobCancelError: job cancelled remotely"
 
 
-async def test_stopping_gives_running_jobs_back_and_counts_no_attempt(
-    adapter: str, make_engine: EngineMaker, schema: str, watch: Watch
-) -> None:
-    workers = riverq.Workers()
-
-    @workers.work
-    async def act(job: riverq.Job[Act]) -> None:
-        await asyncio.sleep(60)
-
-    @workers.work
-    def greet(job: riverq.Job[Greet]) -> None:
-        job.cancelled.wait(60)
-        raise RuntimeError("interrupted")
-
-    client = make_client(make_engine(adapter), config(schema, workers))
-    async with working(client):
-        await settle(client.insert_many([Act("x"), Greet("y")]))
-        await watch.state("running", 2)
-    for row in jobs(watch._url, schema):
-        if row["kind"] == "act":
-            assert (row["state"], row["attempt"], row["errors"]) == ("available", 0, None)
-        else:  # it raised an error of its own, which counts
-            assert (row["state"], row["attempt"]) == ("available", 1)
-
-
-async def test_stop_waits_for_running_jobs_and_its_timeout_only_limits_the_wait(
-    adapter: str, make_engine: EngineMaker, schema: str, watch: Watch
-) -> None:
-    workers = riverq.Workers()
-    go_on = threading.Event()
-
-    @workers.work
-    def act(job: riverq.Job[Act]) -> None:
-        go_on.wait(20)
-
-    client = make_client(make_engine(adapter), config(schema, workers))
-    async with working(client):
-        await settle(client.insert(Act("x")))
-        await watch.state("running")
-        with pytest.raises(TimeoutError):
-            await call(client.stop, timeout=timedelta(milliseconds=50))
-        assert jobs(watch._url, schema)[0]["state"] == "running"
-        go_on.set()
-        await call(client.stop)
-        assert jobs(watch._url, schema)[0]["state"] == "completed"
-        await call(client.stop)
-        await call(client.start)
-        await settle(client.insert(Act("again")))
-        await watch.state("completed", 2)
-
-
-async def call(method: Any, **arguments: Any) -> Any:
-    """Call a client's method without holding up this loop."""
-    if asyncio.iscoroutinefunction(method):
-        return await method(**arguments)
-    return await asyncio.to_thread(method, **arguments)
-
-
-async def test_a_start_that_fails_leaves_nothing_and_may_be_tried_again(
-    adapter: str, make_engine: EngineMaker, scratch_schema: str, engine: sa.Engine
-) -> None:
-    client = make_client(make_engine(adapter), config(scratch_schema, acting_workers("def")))
-    rename = f'ALTER TABLE "{scratch_schema}".%s RENAME TO %s'
-    with engine.begin() as conn:
-        conn.exec_driver_sql(rename % ("river_queue", "hidden"))
-    with pytest.raises(riverq.SchemaError):
-        await call(client.start)
-    with engine.begin() as conn:
-        conn.exec_driver_sql(rename % ("hidden", "river_queue"))
-    await call(client.start)
-    await call(client.stop)
-
-
-async def test_a_client_without_queues_cannot_start(adapter: str, make_engine: EngineMaker, schema: str) -> None:
-    client = make_client(make_engine(adapter), riverq.Config(schema=schema))
-    with pytest.raises(riverq.ConfigError, match="only inserts"):
-        await call(client.start)
-
-
-async def test_works_while_the_applications_pool_is_drained(
-    adapter: str, make_engine: EngineMaker, schema: str, watch: Watch
-) -> None:
-    engine = make_engine(adapter, pool_size=1, max_overflow=0, pool_timeout=1)
-    inserter = make_client(make_engine(adapter), riverq.Config(schema=schema))
-    if isinstance(engine, AsyncEngine):
-        taken: Any = await engine.connect()
-    else:
-        taken = engine.connect()
-    try:
-        async with working(make_client(engine, config(schema, acting_workers("async def")))):
-            await settle(inserter.insert(Act("once")))
-            await watch.state("completed")
-    finally:
-        await settle(taken.close())
-
-
-async def test_can_share_the_applications_pool(
-    adapter: str, make_engine: EngineMaker, schema: str, watch: Watch
-) -> None:
-    engine = make_engine(adapter)
-    settings = config(schema, acting_workers("async def"))
-    client = (
-        riverq.AsyncClient(engine, settings, share_pool=True)
-        if isinstance(engine, AsyncEngine)
-        else riverq.Client(engine, settings, share_pool=True)
-    )
-    async with working(client):
-        await settle(client.insert(Act("once")))
-        await watch.state("completed")
-
-
 async def test_two_clients_share_the_work_and_one_leads(
     adapter: str, make_engine: EngineMaker, schema: str, watch: Watch
 ) -> None:
@@ -512,7 +303,7 @@ async def test_jobs_in_front_are_claimed_by_priority_then_time_then_id(
     async def act(job: riverq.Job[Act]) -> None:
         order.append(job.args.how)
 
-    engine = make_engine("asyncpg")
+    engine: Any = make_engine("asyncpg")
     inserter = riverq.AsyncClient(engine, riverq.Config(schema=schema))
     for priority, how in ((4, "last"), (2, "second"), (2, "third"), (1, "first")):
         await inserter.insert(Act(how), priority=priority)

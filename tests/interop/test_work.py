@@ -191,17 +191,6 @@ def test_river_cancels_what_riverq_runs(migrated: Place) -> None:
     assert [error["error"] for error in row["errors"]] == ["JobCancelError: job cancelled remotely"]
 
 
-def test_riverq_cancels_what_river_runs(migrated: Place) -> None:
-    client = riverq.Client(migrated.engine, riverq.Config(schema=migrated.schema))
-    migrated.go("start", client="busy", kinds=[KIND])
-    job_id = _insert(migrated, "riverq", {"outcome": "wait"})
-    _until(migrated, job_id, "running")
-    assert client.job_cancel(job_id).state is riverq.JobState.RUNNING
-    [event] = migrated.go("events", client="busy", count=1, seconds=PATIENCE)
-    migrated.go("stop", client="busy")
-    assert (event["kind"], event["job"]["state"]) == ("job_cancelled", "cancelled")
-
-
 def test_jobs_that_a_stop_cancels_go_to_the_other_side(migrated: Place) -> None:
     """Interrupted by one client, the job is at once another's, and the attempt does not count."""
     working = Working(migrated)

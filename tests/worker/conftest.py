@@ -32,3 +32,10 @@ async def any_house(make_engine: EngineMaker, adapter: str, rows: Rows) -> Async
     house = House(make_engine(adapter, pool_size=8), rows)
     yield house
     await house.close()
+
+
+@pytest.fixture(params=["async def", "def"])
+def style(request: pytest.FixtureRequest) -> str:
+    """How the worker is written."""
+    name: str = request.param
+    return name

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, cast
 
 import psycopg
@@ -14,19 +16,26 @@ from psycopg.rows import dict_row
 from psycopg.sql import SQL, Identifier
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from riverq import Workers
+from riverq import Job, Workers
 from riverq.database import Database
 from riverq.driver import AnyEngine, load_driver
 from riverq.notifier import Notifier
 from riverq.query.job_fetch import ClaimedRow, job_get_available
 from riverq.query.notify import notify_raw
 from riverq.service import ServiceContext, TestSignal, stop_all
+from riverq.state import SetState, completed
 from riverq.threads import DaemonThreads
 from riverq.worker.completer import Completer, CompleterConfig
 from riverq.worker.context import RunContext, Surroundings
 from riverq.worker.executor import Executor, ExecutorConfig
+from riverq.worker.outcome import Finished
 from riverq.worker.producer import Producer, ProducerConfig
 from riverq.worker.settlement import Settled
+
+Raw = Job[dict[str, Any]]
+NEVER = timedelta(hours=1)
+SHORT = timedelta(milliseconds=20)
+ERROR = json.dumps({"at": "2026-01-01T00:00:00Z", "attempt": 1, "error": "x", "trace": ""})
 
 CLAIMED = ClaimedRow(
     id=7,
@@ -226,3 +235,81 @@ class House:
         await stop_all(reversed(self.services))
         self.threads.shutdown(wait=False)
         await self.db.close()
+
+
+# -- workers of the kind `echo`
+
+
+def register(house: House, style: str, body: Callable[[Raw], None], **options: Any) -> None:
+    """`body` as the worker of `echo`, in either style."""
+    if style == "def":
+        house.workers.work(kind="echo", **options)(_def(body))
+    else:
+        house.workers.work(kind="echo", **options)(_async_def(body))
+
+
+def _def(body: Callable[[Raw], None]) -> Callable[[Raw], None]:
+    def worker(job: Raw) -> None:
+        body(job)
+
+    return worker
+
+
+def _async_def(body: Callable[[Raw], None]) -> Callable[[Raw], Awaitable[None]]:
+    async def worker(job: Raw) -> None:
+        body(job)
+
+    return worker
+
+
+async def one(house: House, **columns: Any) -> dict[str, Any]:
+    """Insert a job, run it, and return its row afterwards."""
+    [job_id] = house.rows.insert(**columns)
+    if not house.completer.is_running:
+        await house.start(house.completer)
+    await house.run_all()
+    return house.rows.get(job_id)
+
+
+def errors(row: dict[str, Any]) -> list[str]:
+    return [entry["error"] for entry in row["errors"] or []]
+
+
+class Blocking:
+    """An `async def` worker that waits until it may go on."""
+
+    def __init__(self, house: House) -> None:
+        self.began: asyncio.Queue[int] = asyncio.Queue()
+        self.go_on = asyncio.Event()
+        self.reasons: list[str | None] = []
+
+        @house.workers.work(kind="echo", timeout=NEVER)
+        async def work(job: Raw) -> None:
+            self.began.put_nowait(job.id)
+            try:
+                await self.go_on.wait()
+            finally:
+                self.reasons.append(job.cancelled.reason)
+
+    async def wait(self, count: int = 1) -> list[int]:
+        return [await asyncio.wait_for(self.began.get(), 10) for _ in range(count)]
+
+
+# -- reporting by hand
+
+
+def finished(context: RunContext, state: SetState | None = None) -> Finished:
+    return Finished(context, state or completed(context.run), 0.0, 1.0)
+
+
+async def report(house: House, *all_finished: Finished) -> list[Settled]:
+    for each in all_finished:
+        house.completer.report(each)
+    return [await house.settled.wait() for _ in all_finished]
+
+
+def locked(rows: Rows, *job_ids: int) -> Any:
+    """A transaction of somebody else that holds these rows."""
+    other = rows.other()
+    run_sql(other, rows.schema, "SELECT id FROM JOB WHERE id = ANY (%(ids)s) FOR UPDATE", ids=list(job_ids))
+    return other

@@ -7,10 +7,13 @@ it is the outcome that shows which path was taken: what arrived, or which except
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 
 import pytest
 
 from riverq.driver import Listener, Notification
+from riverq.driver.threaded import THREAD_NAME
 from riverq.errors import ConfigError, UnavailableError
 from riverq.testing.driver_suite.case import Conformance
 
@@ -256,6 +259,7 @@ class TestListening:
                 await listener.connect()
             await listener.close()
 
+    @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
     async def test_cancelled_connecting(self, conformance: Conformance) -> None:
         """A server that accepts and says nothing holds up neither the cancellation nor the close."""
         async with conformance.proxied() as (proxy, engine):
@@ -270,6 +274,11 @@ class TestListening:
                 await listener.close()
                 with pytest.raises(UnavailableError):
                     await listener.ping(LONG)
+        # pg8000 leaves the socket of a login that failed to the garbage collector: let it be found here.
+        for thread in threading.enumerate():
+            if thread.name == THREAD_NAME:
+                await asyncio.to_thread(thread.join, LONG)
+        gc.collect()
 
     async def test_silent_network_ends_a_ping(self, conformance: Conformance) -> None:
         """Packets vanish: the ping fails by its own limit, and the listener is over at once."""

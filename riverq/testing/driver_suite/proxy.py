@@ -95,7 +95,7 @@ class SilentProxy:
         task.add_done_callback(self._pumps.discard)
 
     async def _swallow(self, source: asyncio.StreamReader) -> None:
-        # Closing with something unread would be a reset, on which pg8000 leaves its socket to the garbage collector.
+        # Closing with something unread would be a reset, which is not silence.
         with suppress(OSError):
             while await source.read(65536):
                 pass
