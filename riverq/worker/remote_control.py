@@ -164,7 +164,10 @@ class RemoteControl:
     def _set_paused(self, *, paused: bool) -> None:
         if paused != self.paused:
             self.paused = paused
-            self._ctx.log.info("Producer: %s (queue=%s)", "Paused" if paused else "Resumed", self._queue)
+            if paused:
+                self._ctx.log.info("Producer: Paused (queue=%s)", self._queue)
+            else:
+                self._ctx.log.info("Producer: Resumed (queue=%s)", self._queue)
             self._on_pause(paused)
         self.read.signal(paused)
 

@@ -100,4 +100,4 @@ class Ear:
 def jobs(url: str, schema: str) -> list[dict[str, Any]]:
     """Every row of `river_job`, by id, as a plain connection sees it."""
     with psycopg.connect(url, row_factory=psycopg.rows.dict_row) as conn:
-        return conn.execute(f'SELECT * FROM "{schema}".river_job ORDER BY id').fetchall()
+        return conn.execute(SQL("SELECT * FROM {}.river_job ORDER BY id").format(Identifier(schema))).fetchall()

@@ -64,7 +64,7 @@ async def working(client: Any) -> AsyncIterator[Any]:
             await asyncio.to_thread(stop)
 
 
-def config(schema: str, workers: riverq.Workers, **settings: Any) -> riverq.Config:
+def config(schema: str | None, workers: riverq.Workers, **settings: Any) -> riverq.Config:
     queues = settings.pop("queues", {"default": riverq.QueueConfig(max_workers=10)})
     return riverq.Config(schema=schema, workers=workers, queues=queues, **settings)
 

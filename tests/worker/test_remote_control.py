@@ -66,7 +66,6 @@ async def test_pause_and_resume_by_notification(house: House, name: str) -> None
 async def test_a_pause_missed_while_the_listener_was_away_is_read(house: House) -> None:
     notifier = house.notifier()
     notifier.connected.watch()
-    notifier.delivering_changed.watch()
     producer = house.producer(notifier, fetch_poll_interval=NEVER)
     producer.control.interval = NEVER
     await house.start(house.completer, notifier, producer)
@@ -82,8 +81,7 @@ async def test_a_pause_missed_while_the_listener_was_away_is_read(house: House) 
     while not await producer.control.read.wait():
         pass
     assert producer.control.paused
-    while not await notifier.delivering_changed.wait():  # its probe would be cut off in the middle of connecting
-        pass
+    await until(lambda: notifier.is_delivering)  # else its probe would be cut off in the middle of connecting
 
 
 async def test_a_deleted_queue_row_comes_back(house: House) -> None:
