@@ -33,7 +33,7 @@ from riverq.query.job_fetch import ClaimedRow
 from riverq.registry import RegisteredWorker, Workers
 from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
 from riverq.service.context import ServiceContext
-from riverq.state import SetState
+from riverq.state import Reason, SetState
 from riverq.threads import DaemonThreads
 from riverq.worker.completer import Completer
 from riverq.worker.context import RunContext, Surroundings
@@ -107,7 +107,7 @@ class Executor:
             )
             return
         state = self._outcome(attempt, error)
-        if state.error is not None and error is not None:
+        if error is not None and state.reason in (Reason.ERRORED, Reason.DISCARDED):
             self._ctx.log.warning(
                 "job %s: Attempt failed, now %s (kind=%s, queue=%s, attempt=%d, error=%s)",
                 context.claimed.id,
