@@ -101,7 +101,12 @@ def _set(value: object) -> str:
     raise Refusal(f"a {type(value).__name__} has no order, so equal args could differ (use a sorted list)")
 
 
-def _map(value: Mapping[Any, Any], encoder: Encoder | None = None) -> str:
+# No parameter of these has a default: CPython 3.13.0 does not count such calls when it guards against endless recursion.
+def _map(value: Mapping[Any, Any]) -> str:
+    return _object(value, _sorted_keys(value), None)
+
+
+def _map_of(value: Mapping[Any, Any], encoder: Encoder) -> str:
     return _object(value, _sorted_keys(value), encoder)
 
 
@@ -131,7 +136,11 @@ def _object(value: Mapping[Any, Any], keys: Any, encoder: Encoder | None) -> str
     return "{" + ",".join(parts) + "}"
 
 
-def _list(value: Any, encoder: Encoder | None = None) -> str:
+def _list(value: Any) -> str:
+    return _list_of(value, None)
+
+
+def _list_of(value: Any, encoder: Encoder | None) -> str:
     parts: list[str] = []
     try:
         for item in value:
@@ -327,8 +336,8 @@ def _declared(annotation: Any) -> Encoder | None:
     if item_encoder is None:
         return None
     if issubclass(origin or list, Mapping):
-        return lambda value: _map(value, item_encoder) if isinstance(value, Mapping) else _value(value)
-    return lambda value: _list(value, item_encoder) if isinstance(value, (list, tuple)) else _value(value)
+        return lambda value: _map_of(value, item_encoder) if isinstance(value, Mapping) else _value(value)
+    return lambda value: _list_of(value, item_encoder) if isinstance(value, (list, tuple)) else _value(value)
 
 
 def _marked(annotation: Any, marks: tuple[Any, ...]) -> Encoder | None:
