@@ -51,6 +51,7 @@ class AsyncClient:
         core = Core(engine_or_driver, config)
         if not isinstance(core.engine, AsyncEngine):
             raise ConfigError(f"AsyncClient takes an AsyncEngine, got: {core.engine!r} (use Client for a sync Engine)")
+        core.check_other_engines(control_engine=control_engine, listener_engine=listener_engine)
         self._init(core, Engines(control_engine, listener_engine, share_pool=share_pool))
 
     def _init(self, core: Core, engines: Engines) -> None:
@@ -120,12 +121,19 @@ class AsyncClient:
     async def start(self) -> None:
         """Begin to work the configured queues, in this event loop. Returns when everything runs.
 
-        Starts wholly or raises and may be tried again. Does nothing while running.
+        Starts wholly or raises and may be tried again. Does nothing while running; while stopping, waits for the end of
+        that and starts anew.
         """
         self._check_use()
-        async with self._starting:
-            if self._runtime is None:
-                self._runtime = await self._make_runtime()
+        while True:
+            async with self._starting:
+                runtime = self._runtime
+                if runtime is None:
+                    self._runtime = await self._make_runtime()
+                    return
+            if not runtime.is_stopping:
+                return
+            await self._end(runtime, lambda stopping: stopping.stop())
 
     async def stop(self, *, timeout: timedelta | None = None) -> None:
         """Stop fetching, wait for running jobs, then end everything. `timeout` only limits this wait.
@@ -160,14 +168,23 @@ class AsyncClient:
         return runtime
 
     async def _stop(self, how: Callable[[Runtime], Awaitable[None]], timeout: timedelta | None) -> None:
-        runtime = self._runtime
-        if runtime is None:
+        if self._runtime is None and not self._starting.locked():
             return
-        stopping = asyncio.ensure_future(how(runtime))
+        self._check_use()
+        stopping = asyncio.ensure_future(self._stop_what_runs(how))
         done, _ = await asyncio.wait({stopping}, timeout=None if timeout is None else timeout.total_seconds())
         if not done:
             raise TimeoutError(f"the client has not stopped within {timeout} (it goes on stopping; call stop again)")
         stopping.result()
+
+    async def _stop_what_runs(self, how: Callable[[Runtime], Awaitable[None]]) -> None:
+        async with self._starting:  # a start under way would otherwise outlive the stop
+            runtime = self._runtime
+        if runtime is not None:
+            await self._end(runtime, how)
+
+    async def _end(self, runtime: Runtime, how: Callable[[Runtime], Awaitable[None]]) -> None:
+        await how(runtime)
         if self._runtime is runtime:
             self._runtime = None
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor, Future
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
@@ -70,7 +70,7 @@ class AsyncJobFace(AsyncClient):
 
 
 class SyncBridge(SyncJobFace):
-    """The sync face of an async client, for its `def` workers. Never call it from the client's own loop."""
+    """The sync face of an async client, for its `def` workers."""
 
     def __init__(self, owner: AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(owner)
@@ -78,10 +78,17 @@ class SyncBridge(SyncJobFace):
         self._loop = loop
 
     def _transact(self, fn: Callable[[Connection], T]) -> T:
-        return asyncio.run_coroutine_threadsafe(self._owner._transact(fn), self._loop).result()
+        return self._submit(self._owner._transact(fn)).result()
 
     def _find_schema(self) -> str:
-        return asyncio.run_coroutine_threadsafe(self._owner._schema(), self._loop).result()
+        return self._submit(self._owner._schema()).result()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run `work` in the loop. Raises UsageError in the loop's own thread, which would wait for itself for ever."""
+        if asyncio._get_running_loop() is self._loop:
+            work.close()
+            raise UsageError("job.client would block the event loop here (middleware runs in the loop, not in the job's thread)")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _around(self, params: Sequence[InsertParams], do_write: Write) -> list[InsertResult]:
         """Middleware runs in the loop that it belongs to; the writing comes back to this thread and its session."""
@@ -98,7 +105,7 @@ class SyncBridge(SyncJobFace):
         async def run() -> list[InsertResult]:
             return await chain_insert_async(middleware, hand_over)(params)
 
-        whole = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        whole = self._submit(run())
         whole.add_done_callback(lambda _: inbox.put(None))
         while (handed := inbox.get()) is not None:
             self._answer(handed, do_write)
@@ -135,5 +142,7 @@ def _succeed(answer: asyncio.Future[list[InsertResult]], results: list[InsertRes
 
 
 def _fail(answer: asyncio.Future[list[InsertResult]], error: BaseException) -> None:
+    if isinstance(error, StopIteration):  # a future refuses it, and the middleware would wait for ever
+        error = RuntimeError(f"inserting raised {error!r}")
     if not answer.done():
         answer.set_exception(error)

@@ -60,6 +60,7 @@ class Client:
         for item in core.config.middleware:
             if is_async(item):
                 raise ConfigError(f"Client takes sync middleware only, got: {item!r} (use AsyncClient)")
+        core.check_other_engines(control_engine=control_engine, listener_engine=listener_engine)
         self._init(core, Engines(control_engine, listener_engine, share_pool=share_pool))
 
     def _init(self, core: Core, engines: Engines) -> None:
@@ -68,6 +69,7 @@ class Client:
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._runtime: Runtime | None = None
+        self._stoppers = 0
 
     # -- who it is
 
@@ -127,12 +129,18 @@ class Client:
     def start(self) -> None:
         """Begin to work the configured queues, in a thread of this client's own. Returns when everything runs.
 
-        Starts wholly or raises and may be tried again. Does nothing while running.
+        Starts wholly or raises and may be tried again. Does nothing while running; while stopping, waits for the end of
+        that and starts anew.
         """
         self._core.check_process()
+        while not self._start_or_see_running():
+            self.stop()
+
+    def _start_or_see_running(self) -> bool:
+        """False while what runs is being stopped."""
         with self._lock:
-            if self._thread is not None:
-                return
+            if self._runtime is not None:
+                return not self._runtime.is_stopping
             thread = LoopThread(f"riverq.{self.id}")
             try:
                 self._runtime = thread.call(self._make_runtime())
@@ -140,6 +148,7 @@ class Client:
                 thread.close()
                 raise
             self._thread = thread
+            return True
 
     def stop(self, *, timeout: timedelta | None = None) -> None:
         """Stop fetching, wait for running jobs, then end everything. `timeout` only limits this wait.
@@ -182,12 +191,33 @@ class Client:
         return runtime
 
     def _stop(self, how: Callable[[Runtime], Any], timeout: timedelta | None) -> None:
-        thread, runtime = self._thread, self._runtime
-        if thread is None or runtime is None:
-            return
-        thread.call(how(runtime), None if timeout is None else timeout.total_seconds())
+        if self._thread is not None:
+            self._core.check_process()  # a forked child has no such thread, and would wait for ever
+        limit = None if timeout is None else timeout.total_seconds()
+        late = f"the client has not stopped within {timeout} (it goes on stopping; call stop again)"
+        if not self._lock.acquire(timeout=-1 if limit is None else limit):  # a start under way ends first
+            raise TimeoutError(late)
+        try:
+            thread, runtime = self._thread, self._runtime
+            if thread is None or runtime is None:
+                return
+            self._stoppers += 1
+        finally:
+            self._lock.release()
+        try:
+            thread.call(how(runtime), limit)
+        except TimeoutError as error:
+            if runtime.is_stopped:
+                raise
+            raise TimeoutError(late) from error
+        finally:
+            self._leave(thread, runtime)
+
+    def _leave(self, thread: LoopThread, runtime: Runtime) -> None:
+        """The last of those who wait for the stop ends the thread; the others would wait in a loop that is gone."""
         with self._lock:
-            if self._thread is thread:
+            self._stoppers -= 1
+            if runtime.is_stopped and self._stoppers == 0:
                 self._thread = self._runtime = None
                 thread.close()
 

@@ -25,7 +25,7 @@ from riverq.insert_opts import ClientDefaults, InsertItem, InsertParams, resolve
 from riverq.job_args import spec_of
 from riverq.query.schema import current_schema, migration_versions
 from riverq.service import ServiceContext
-from riverq.validation import nearest
+from riverq.validation import fail, nearest
 
 MIGRATE = "riverq migrate-up"
 
@@ -65,6 +65,15 @@ class Core:
                 f"this client was made in process {self._pid} and is used in {os.getpid()} "
                 "(make the engine and the client after the fork)"
             )
+
+    def check_other_engines(self, **engines: object) -> None:
+        """Raises ConfigError for an engine that this client's driver cannot use."""
+        for name, engine in engines.items():
+            if engine is None:
+                continue
+            if type(engine) is not type(self.engine) or getattr(engine, "dialect").driver != self.driver.name:
+                kind = "AsyncEngine" if isinstance(self.engine, AsyncEngine) else "Engine"
+                raise fail(name, f"to be an {kind} of postgresql+{self.driver.name}, as the client's own", engine)
 
     def prepare_many(self, items: Sequence[object], options: Mapping[str, object]) -> list[InsertParams]:
         """Everything that can be wrong with `items` is found here, before anything is written."""

@@ -85,6 +85,16 @@ class Runtime:
         self._services.completer.leave()
         return left
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a stop was asked for, by whomever; it is not taken back."""
+        return self._stopping is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the stop that was asked for has come to its end."""
+        return self._stopping is not None and self._stopping.done()
+
     # -- what to say of it
 
     def describe(self) -> str:
