@@ -101,7 +101,7 @@ def _set(value: object) -> str:
     raise Refusal(f"a {type(value).__name__} has no order, so equal args could differ (use a sorted list)")
 
 
-# No parameter of these has a default: CPython 3.13.0 does not count such calls when it guards against endless recursion.
+# No parameter of these has a default: CPython 3.13.0 forgets such calls when it guards against endless recursion.
 def _map(value: Mapping[Any, Any]) -> str:
     return _object(value, _sorted_keys(value), None)
 

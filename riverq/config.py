@@ -108,6 +108,7 @@ class Config:
     workers: Workers | None = None
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         self._check_names()
         self._check_times()
         integer("max_attempts", self.max_attempts, 1, 32_767)
@@ -118,9 +119,9 @@ class Config:
     def _check_names(self) -> None:
         if self.client_id is not None and not (isinstance(self.client_id, str) and 1 <= len(self.client_id) <= 100):
             raise fail("client_id", "to be a text of 1 to 100 characters", self.client_id)
-        if self.client_id is not None and "\0" in self.client_id:
-            raise fail("client_id", "to hold no NUL character", self.client_id)
-        if self.schema is not None and (len(self.schema) > MAX_SCHEMA_LENGTH or not _SCHEMA.fullmatch(self.schema)):
+        if self.client_id is not None and ("\0" in self.client_id or not _is_unicode(self.client_id)):
+            raise fail("client_id", "to hold no NUL character and no lone surrogate", self.client_id)
+        if self.schema is not None and not _is_schema(self.schema):
             raise fail(
                 "schema",
                 f"to be at most {MAX_SCHEMA_LENGTH} letters, digits and underscores, not starting with a digit",
@@ -136,6 +137,17 @@ class Config:
             duration("job_timeout", self.job_timeout, MILLISECOND)
         if self.soft_stop_timeout is not None:
             duration("soft_stop_timeout", self.soft_stop_timeout)
+
+    def _check_kinds(self) -> None:
+        for name in ("fetch_eager", "poll_only", "skip_unknown_job_check"):
+            if not isinstance(getattr(self, name), bool):
+                raise fail(name, "to be True or False", getattr(self, name))
+        if not isinstance(self.queues, Mapping):
+            raise fail("queues", "to be a dict of names and QueueConfig", self.queues)
+        if not isinstance(self.middleware, Sequence) or isinstance(self.middleware, str):
+            raise fail("middleware", "to be a list", self.middleware)
+        if isinstance(self.retry_policy, type) or not callable(getattr(self.retry_policy, "next_retry", None)):
+            raise fail("retry_policy", "to be an object with a next_retry method", self.retry_policy)
 
     def _check_queues(self) -> None:
         for name, queue in self.queues.items():
@@ -153,6 +165,14 @@ class Config:
         object.__setattr__(self, "middleware", tuple(self.middleware))
         for item in self.middleware:
             check_middleware(item)
+
+
+def _is_unicode(text: str) -> bool:
+    return text == text.encode(errors="replace").decode()
+
+
+def _is_schema(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= MAX_SCHEMA_LENGTH and _SCHEMA.fullmatch(name) is not None
 
 
 def _cooldown_fits(cooldown: timedelta, poll: timedelta) -> None:

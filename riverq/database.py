@@ -19,16 +19,16 @@ to the pool then. Neither leaks a connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from riverq.driver import AnyEngine, Driver
@@ -112,6 +112,7 @@ class _Shared:
     must_set_isolation: bool | None = None
     threads: list[DaemonThreads] = field(default_factory=list)
     running: set[Future[Any]] = field(default_factory=set)
+    ending: set[asyncio.Task[None]] = field(default_factory=set)
     closed: bool = False
 
 
@@ -171,6 +172,8 @@ class Database:
         self._shared.closed = True
         if self._shared.running:
             await asyncio.wait({asyncio.wrap_future(f) for f in self._shared.running}, timeout=CLOSE_LIMIT)
+        if self._shared.ending:
+            await asyncio.wait(self._shared.ending, timeout=CLOSE_LIMIT)
         if self._owns_engine:
             end = asyncio.ensure_future(self._dispose())
             await asyncio.wait({end}, timeout=CLOSE_LIMIT)
@@ -193,12 +196,34 @@ class Database:
         with translating(self.driver):
             if isinstance(self.engine, AsyncEngine):
                 self._check_loop()
-                async with self._slots, self.engine.connect() as conn:
+                async with self._slots, self._connection(self.engine) as conn:
                     return await conn.run_sync(how, call)
             future = self._threads.submit(self._on_thread, self.engine, how, call)
             self._shared.running.add(future)
             future.add_done_callback(self._shared.running.discard)
             return await asyncio.wrap_future(future)
+
+    @asynccontextmanager
+    async def _connection(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+        """A connection of the pool. Opening and giving back are never cut short, which would leave it open for ever."""
+        conn = engine.connect()
+        opening = asyncio.ensure_future(conn.start())
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._later(_give_up(opening, conn))
+            raise
+        try:
+            yield conn
+        finally:
+            await asyncio.shield(self._later(conn.close()))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that `close` waits for."""
+        task = asyncio.create_task(work)
+        self._shared.ending.add(task)
+        task.add_done_callback(self._shared.ending.discard)
+        return task
 
     def _on_thread(
         self,
@@ -265,6 +290,13 @@ class Database:
     def _dbapi_error(conn: Connection) -> type[BaseException]:
         error: type[BaseException] = conn.dialect.loaded_dbapi.Error
         return error
+
+
+async def _give_up(opening: asyncio.Future[Any], conn: AsyncConnection) -> None:
+    """Nobody waits for this connection any more: let it open, then give it back."""
+    with suppress(Exception):
+        await opening
+        await conn.close()
 
 
 def _call(fn: Callable[..., T], schema: str, args: tuple[Any, ...], kwargs: dict[str, Any], conn: Connection, /) -> T:

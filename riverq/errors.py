@@ -144,6 +144,8 @@ class JobSnooze(Exception):
     """
 
     def __init__(self, duration: timedelta) -> None:
+        if not isinstance(duration, timedelta):
+            raise ConfigError(f"expected a snooze to be a timedelta, got: {duration!r} (timedelta(seconds=…))")
         if duration < timedelta(0):
             raise ConfigError(f"expected a snooze to last at least 0 seconds, got: {duration}")
         super().__init__(f"snoozed for {duration}")

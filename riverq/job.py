@@ -160,6 +160,10 @@ class CancelSignal(Protocol):
         """Whether the job should end."""
         ...
 
+    def raise_if_set(self) -> None:
+        """Raise `asyncio.CancelledError` if the job should end; a `def` worker's way to end as interrupted."""
+        ...
+
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread (for `def` workers) until the job should end, at most `timeout` seconds."""
         ...

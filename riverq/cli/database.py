@@ -31,9 +31,14 @@ def database_url(args: argparse.Namespace) -> URL:
     text = getattr(args, "database_url", None) or os.environ.get("DATABASE_URL")
     if not text:
         raise ConfigError(f"no database given ({_HOW})")
+    return read_url(text)
+
+
+def read_url(text: str) -> URL:
+    """`text` as a URL with a driver. Raises ConfigError, never printing a password."""
     try:
         url = make_url(text)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise ConfigError(f"the database URL cannot be read ({_HOW})") from error
     return complete(url)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from riverq.cli.database import complete
+from riverq.cli.database import read_url
 from riverq.errors import ConfigError, RiverqError
 
 
@@ -27,16 +27,4 @@ def run(args: argparse.Namespace) -> int:
         from riverq.demo.run import run as run_demo
     except ModuleNotFoundError as error:
         raise RiverqError(f"the demo needs {error.name} (pip install 'riverq[demo]')") from error
-    return run_demo(_url(args.database_url), limit=args.files)
-
-
-def _url(text: str | None) -> Any:
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    if text is None:
-        return None
-    try:
-        return complete(make_url(text))
-    except ArgumentError as error:
-        raise ConfigError("the database URL cannot be read (postgresql://user:password@host:5432/name)") from error
+    return run_demo(read_url(args.database_url) if args.database_url is not None else None, limit=args.files)

@@ -10,15 +10,21 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from riverq.cli import demo, migrate, worker
 from riverq.errors import ConfigError, RiverqError
+from riverq.validation import nearest
+
+COMMANDS = ("migrate-up", "migrate-down", "migrate-list", "migrate-get", "validate", "worker", "demo", "version")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     parser = make_parser()
-    args = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    _check_command(parser, given)
+    args = parser.parse_args(given)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
@@ -29,14 +35,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
+    except TypeError as error:
+        if args.debug:
+            raise
+        print(f"riverq: unexpected {type(error).__name__}: {error} (riverq --debug … shows where)", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         sys.stderr.close()  # else the interpreter complains about the pipe once more
         return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        self.exit(2, f"riverq: {message} (see {self.prog} --help)\n")
+
+
+def _check_command(parser: argparse.ArgumentParser, given: Sequence[str]) -> None:
+    """argparse lists all commands for one that is misspelt; this names the nearest."""
+    name = next((argument for argument in given if not argument.startswith("-")), None)
+    if name is not None and name not in COMMANDS:
+        parser.error(f"unknown command {name!r}: {nearest(name, COMMANDS)}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line, also for the documentation's test."""
-    parser = argparse.ArgumentParser(prog="riverq", description="River, the Postgres job queue, for Python.")
+    parser = Parser(prog="riverq", description="River, the Postgres job queue, for Python.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--version", action="version", version=f"riverq {version('riverq')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

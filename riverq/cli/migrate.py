@@ -17,7 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq import migrate
-from riverq.errors import DatabaseError
+from riverq.driver import load_driver
+from riverq.driver.failures import message, translate
+from riverq.errors import ConfigError, DatabaseError, RiverqError, SchemaError
 from riverq.migrate import Applied, MigrationStatus
 from riverq.versions import MAIN
 
@@ -76,7 +78,10 @@ def _add_common(parser: argparse.ArgumentParser, *, database: bool) -> None:
 
 def _numbers(text: str) -> list[int]:
     """`3` or `3,4`."""
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected versions such as 3 or 3,4, got: {text!r}") from None
 
 
 def _connect(args: argparse.Namespace) -> AnyEngine:
@@ -172,8 +177,19 @@ def _call(
             return function(engine)
         finally:
             engine.dispose()
-    except (sa.exc.SQLAlchemyError, OSError) as error:  # asyncpg lets the operating system's own error through
-        raise DatabaseError(f"the database cannot be asked: {getattr(error, 'orig', None) or error}") from error
+    except RiverqError:
+        raise
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise ConfigError(
+            f"the database URL has an option that {engine.dialect.driver} does not know: {error}"
+        ) from error
+    except Exception as error:  # asyncpg lets its own errors and the operating system's through
+        told = translate(error, load_driver(engine))
+        if isinstance(told, SchemaError):  # it would name the command that failed here
+            told = DatabaseError(f"a statement failed: {message(error.__cause__ or error)}")
+        raise told from error
 
 
 async def _await_and_close(engine: AsyncEngine, twin: Callable[[AsyncEngine], Coroutine[Any, Any, T]]) -> T:

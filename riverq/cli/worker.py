@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 def load_target(spec: str) -> Any:
     """What `module:attribute` names. Raises ConfigError where there is no such thing."""
     module_name, _, path = spec.partition(":")
-    if not module_name or not path:
+    if not all(module_name.split(".")) or not path:
         raise ConfigError(f"expected module:attribute, got: {spec!r} (as in myapp.jobs:client)")
     sys.path.insert(0, os.getcwd())
     try:
@@ -75,7 +75,7 @@ def load_target(spec: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise RiverqError(f"cannot import {module_name}: {error}") from error
         raise ConfigError(f"no module named {error.name!r} (looked in {os.getcwd()} and on sys.path)") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RiverqError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
     for name in path.split("."):
         if not hasattr(found, name):
@@ -91,9 +91,13 @@ def _public_names(owner: Any) -> list[str]:
 async def _work(args: argparse.Namespace, target: Any) -> int:
     client = await _client(target, args.client)
     _override(client, args)
-    runtime = await client._make_runtime()
-    stopping = Stopping(runtime)
+    stopping = Stopping(asyncio.create_task(client._make_runtime()))
     with stopping.on_signals():
+        try:
+            runtime = await stopping.started()
+        except asyncio.CancelledError:
+            print("riverq worker: stopped: nothing was started", flush=True)
+            return 0
         print(f"riverq worker: ready: {runtime.describe()}", flush=True)
         code = await stopping.wait()
     verb = "stopped" if code == 0 else "stopped hard"
@@ -137,8 +141,9 @@ def _override(client: Client | AsyncClient, args: argparse.Namespace) -> None:
 class Stopping:
     """Counts the signals and does what each means."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, starting: asyncio.Task[Runtime]) -> None:
+        self._starting = starting
+        self._runtime: Runtime | None = None
         self._loop = asyncio.get_running_loop()
         self._signals = 0
         self._task: asyncio.Task[None] | None = None
@@ -154,6 +159,11 @@ class Stopping:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    async def started(self) -> Runtime:
+        """What runs now. Raises CancelledError where a signal came first; what was started is then stopped."""
+        self._runtime = await self._starting
+        return self._runtime
+
     async def wait(self) -> int:
         """Until everything has ended; the exit code."""
         return await self._ended
@@ -165,32 +175,34 @@ class Stopping:
         self._loop.call_soon_threadsafe(self._act, self._signals)
 
     def _act(self, count: int) -> None:
-        if count == 1:
+        if self._runtime is None:
+            self._starting.cancel()
+        elif count == 1:
             print("riverq worker: stopping; waiting for running jobs (again to cancel them)", flush=True)
-            self._task = self._loop.create_task(self._stop())
+            self._task = self._loop.create_task(self._stop(self._runtime))
         elif count == 2:
             print("riverq worker: cancelling running jobs (again to leave at once)", flush=True)
             self._runtime.cancel_jobs()
         elif count == 3:
-            self._task = self._loop.create_task(self._abort())
+            self._task = self._loop.create_task(self._abort(self._runtime))
 
-    async def _stop(self) -> None:
+    async def _stop(self, runtime: Runtime) -> None:
         try:
-            await self._runtime.stop()
+            await runtime.stop()
         except Exception as error:
             logging.getLogger("riverq").exception("worker: Stop failed")
             self._end(1, error)
         else:
             self._end(0)
 
-    async def _abort(self) -> None:
-        left = await self._runtime.abort(timedelta(seconds=HARD_EXIT / 2))
+    async def _abort(self, runtime: Runtime) -> None:
+        left = await runtime.abort(timedelta(seconds=HARD_EXIT / 2))
         if left:
             ids = ", ".join(str(job_id) for job_id in left)
             print(f"riverq worker: left running, for rescue: {ids}", flush=True)
         self._end(1)
         # Threads of jobs that never end must not hold the process; everything that can be written is written.
-        print(f"riverq worker: stopped hard: {self._runtime.summary()}", flush=True)
+        print(f"riverq worker: stopped hard: {runtime.summary()}", flush=True)
         sys.stderr.flush()
         os._exit(1)
 
@@ -209,8 +221,9 @@ def _duration(text: str) -> timedelta:
     unit = text[len(number) :] or "s"
     try:
         seconds = float(number) * _UNITS[unit]
-    except (ValueError, KeyError):
+        duration = timedelta(seconds=seconds)
+    except (ValueError, KeyError, OverflowError):
         raise argparse.ArgumentTypeError(f"expected a time such as 30s, 500ms or 5m, got: {text!r}") from None
     if seconds < 0:
         raise argparse.ArgumentTypeError(f"expected a time of at least 0, got: {text!r}")
-    return timedelta(seconds=seconds)
+    return duration

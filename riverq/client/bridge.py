@@ -85,10 +85,16 @@ class SyncBridge(SyncJobFace):
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `work` in the loop. Raises UsageError in the loop's own thread, which would wait for itself for ever."""
-        if asyncio._get_running_loop() is self._loop:
+        if self._is_in_loop():
             work.close()
-            raise UsageError("job.client would block the event loop here (middleware runs in the loop, not in the job's thread)")
+            raise UsageError("job.client would block the event loop here (use it in the def worker, not in middleware)")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _is_in_loop(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
     def _around(self, params: Sequence[InsertParams], do_write: Write) -> list[InsertResult]:
         """Middleware runs in the loop that it belongs to; the writing comes back to this thread and its session."""

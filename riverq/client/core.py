@@ -71,9 +71,10 @@ class Core:
         for name, engine in engines.items():
             if engine is None:
                 continue
-            if type(engine) is not type(self.engine) or getattr(engine, "dialect").driver != self.driver.name:
-                kind = "AsyncEngine" if isinstance(self.engine, AsyncEngine) else "Engine"
-                raise fail(name, f"to be an {kind} of postgresql+{self.driver.name}, as the client's own", engine)
+            kind = AsyncEngine if isinstance(self.engine, AsyncEngine) else Engine
+            if not isinstance(engine, kind) or engine.dialect.driver != self.engine.dialect.driver:
+                wanted = f"to be an {kind.__name__} of postgresql+{self.engine.dialect.driver}, as the client's own is"
+                raise fail(name, wanted, engine)
 
     def prepare_many(self, items: Sequence[object], options: Mapping[str, object]) -> list[InsertParams]:
         """Everything that can be wrong with `items` is found here, before anything is written."""

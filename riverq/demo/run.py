@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Self, cast
 
 from sqlalchemy import URL, Engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateSchema, DropSchema
 
@@ -30,7 +30,9 @@ from riverq.config import Config
 from riverq.demo.jobs import SCHEMA, Base, IndexFile, SourceFile, Summarise, make_engine
 from riverq.demo.postgres import ThrowawayPostgres
 from riverq.demo.show import Progress, Tally, print_results
-from riverq.errors import RiverqError, UnavailableError
+from riverq.driver import load_driver
+from riverq.driver.failures import translate
+from riverq.errors import RiverqError
 from riverq.insert_opts import InsertItem
 
 BATCH = 100
@@ -68,8 +70,8 @@ def _schema(engine: Engine) -> Iterator[None]:
         with engine.begin() as conn:
             conn.execute(DropSchema(SCHEMA, cascade=True, if_exists=True))
             conn.execute(CreateSchema(SCHEMA))
-    except OperationalError as error:
-        raise UnavailableError(f"the database cannot be used: {str(error.orig).splitlines()[0]}") from error
+    except SQLAlchemyError as error:
+        raise translate(error, load_driver(engine)) from error
     try:
         migrate.up(engine, schema=SCHEMA)
         Base.metadata.create_all(engine)

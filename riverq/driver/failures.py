@@ -18,6 +18,9 @@ _GOING_AWAY = frozenset({"57P01", "57P02", "57P03", "57P05", "53300"})
 # Table, schema, column, function, type, constraint of ON CONFLICT: any of them missing means missing or older tables.
 _UNDEFINED = frozenset({"42P01", "3F000", "42703", "42883", "42704", "42P10"})
 
+_REFUSED = ("28", "3D000")
+"""SQLSTATEs with these beginnings: no such role or database, a wrong password. psycopg reports them without a code."""
+
 _STARTUP_PARAMETER = "unsupported startup parameter"
 _STATEMENT_MODE = "not allowed in statement pooling mode"
 
@@ -39,11 +42,17 @@ def translate(error: BaseException, driver: Driver) -> RiverqError:
     if pooler is not None:
         return pooler
     if _is_unavailable(error, original, state, driver):
-        return UnavailableError(f"the database is not available: {text}", state)
+        return UnavailableError(f"the database{_where(driver)} is not available: {text}", state)
+    if state is not None and state.startswith(_REFUSED):
+        return DatabaseError(
+            f"the database{_where(driver)} refused the connection: {text} (check user, password and name in its URL)",
+            state,
+        )
     statement = error.statement if isinstance(error, exc.StatementError) else None
     if state in _UNDEFINED and "river" in (statement or text):
         return SchemaError(f"River's tables are missing or too old here: {text} (run `riverq migrate-up`)")
-    return DatabaseError(f"a statement failed: {text}", state)
+    failed = "the database cannot be used" if state is None else "a statement failed"
+    return DatabaseError(f"{failed}: {text}", state)
 
 
 def sqlstate(error: BaseException, driver: Driver) -> str | None:
@@ -54,8 +63,18 @@ def sqlstate(error: BaseException, driver: Driver) -> str | None:
 def message(error: BaseException) -> str:
     """The first line of what the server or the adapter said; the rest would repeat the job's data."""
     fields = error.args[0] if error.args else None
-    text = str(fields.get("M", fields)) if isinstance(fields, dict) else str(error)
+    if isinstance(fields, dict):
+        text = str(fields.get("M", fields))
+    else:  # of SQLAlchemy's own errors only what they say: str() adds a link to its documentation
+        text = str(fields if isinstance(error, exc.SQLAlchemyError) and fields else error)
     return text.strip().partition("\n")[0] or type(error).__name__
+
+
+def _where(driver: Driver) -> str:
+    url = driver.engine.url
+    if not url.host:  # a socket, or an engine made with `creator`
+        return f" {url.database!r}" if url.database else ""
+    return f" {url.database or url.username!r} at {url.host}:{url.port or 5432}"
 
 
 def _original(error: BaseException) -> BaseException:

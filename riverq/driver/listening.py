@@ -75,17 +75,22 @@ class WireListener:
         self._commands: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         self._closed = False
+        self._abandoned: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         """Open the connection, outside any pool's count. Raises DatabaseError."""
         if self._inbox is not None or self._closed:
             raise UsageError("cannot connect a listener twice (make a new one)")
         inbox = self._inbox = Inbox()
+        opening = asyncio.ensure_future(self._wire.open(inbox))
         try:
-            await self._wire.open(inbox)
+            await asyncio.shield(
+                opening
+            )  # cut short, psycopg's async connect leaves an open connection to the collector
         except asyncio.CancelledError:
             self._closed = True
             inbox.fail(UnavailableError("the listener was never connected: connecting was cancelled"))
+            self._abandoned = asyncio.create_task(self._close_once_open(opening))
             raise
         except Exception as error:
             self._closed = True
@@ -116,6 +121,8 @@ class WireListener:
 
     async def close(self) -> None:
         """Let the connection go. Never raises, never blocks for more than two seconds, may be called twice."""
+        if self._abandoned is not None:
+            await asyncio.wait({self._abandoned}, timeout=POLITE_LIMIT)
         was_closed, self._closed = self._closed, True
         if self._inbox is None or was_closed:
             return
@@ -128,6 +135,11 @@ class WireListener:
                 self._wire.abort()
         await asyncio.wait({end, *self._commands}, timeout=POLITE_LIMIT / 2)
         end.cancel()
+
+    async def _close_once_open(self, opening: asyncio.Future[None]) -> None:
+        with suppress(Exception):
+            await opening
+            await self._wire.close()
 
     async def _shut(self) -> None:
         async with self._turn:

@@ -138,6 +138,10 @@ class RunContext:
         size = len(member) if member.isascii() else len(member.encode())
         if size > METADATA_LIMIT:
             raise ConfigError(f"expected metadata {key!r} to be at most {METADATA_LIMIT} bytes of JSON, got: {size}")
+        if self.completed_in_session:
+            self.log.warning(
+                "job %s: Lost metadata that was recorded after job.complete (record it before)", self.claimed.id
+            )
         if self._staged is None:
             self._staged = {}
         self._staged[key] = member
@@ -179,6 +183,11 @@ class RunContext:
         self._completed(written=await written)
 
     def _completed(self, *, written: bool) -> None:
+        if not written and self.completed_in_session:
+            raise UsageError(
+                f"job {self.claimed.id} was completed by this run before "
+                "(call job.complete once, in the transaction that holds the worker's writes)"
+            )
         if not written:
             raise JobRunLostError(self.claimed.id)
         self.completed_in_session = True

@@ -37,9 +37,12 @@ from riverq.state import Reason, SetState
 from riverq.threads import DaemonThreads
 from riverq.worker.completer import Completer
 from riverq.worker.context import RunContext, Surroundings
-from riverq.worker.outcome import Finished, Policies, Retry, UnknownKindError, decide, describe, unstorable
+from riverq.worker.outcome import Finished, Policies, Retry, UnknownKindError, clean, decide, describe, unstorable
 from riverq.worker.run_loop import call_cancellable, run_in_loop
 from riverq.worker.run_thread import run_in_thread
+
+LOGGED_ERROR = 2000
+"""Characters of a job's error that are logged; the row holds more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,15 +110,16 @@ class Executor:
             )
             return
         state = self._outcome(attempt, error)
-        if error is not None and state.reason in (Reason.ERRORED, Reason.DISCARDED):
+        failed = state.reason in (Reason.ERRORED, Reason.DISCARDED) and not context.completed_in_session
+        if error is not None and failed:
             self._ctx.log.warning(
-                "job %s: Attempt failed, now %s (kind=%s, queue=%s, attempt=%d, error=%s)",
+                "job %s: Attempt failed, to become %s (kind=%s, queue=%s, attempt=%d, error=%s)",
                 context.claimed.id,
                 state.state,
                 context.claimed.kind,
                 context.queue,
                 context.claimed.attempt,
-                describe(error),
+                clean(describe(error), LOGGED_ERROR),
             )
         finished = Finished(context, state, started, self._ctx.clock.monotonic(), error)
         if not self._completer.report(finished):

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from riverq.errors import JobRunLostError
+from riverq.errors import JobRunLostError, UsageError
 from riverq.job import JobState
 from tests.fix_database import EngineMaker
 from tests.worker.harness import House, Raw, errors, one
@@ -81,3 +81,31 @@ async def test_completing_a_lost_run_raises_and_writes_nothing(house: House, own
     assert isinstance(settled.finished.error, JobRunLostError)
     assert settled.lost
     assert house.rows.get(job_id) == before
+
+
+async def test_completing_twice_is_told_from_losing_the_run(house: House, make_engine: EngineMaker) -> None:
+    engine: Any = make_engine("psycopg")
+    told: list[str] = []
+
+    @house.workers.work(kind="echo")
+    def work(job: Raw) -> None:
+        with engine.connect() as conn:
+            job.complete(session=conn)
+            try:
+                job.complete(session=conn)
+            except UsageError as error:
+                told.append(str(error))
+            conn.commit()
+
+    row = await one(house)
+    assert row["state"] == "completed"
+    assert "completed by this run before" in told[0]
+
+
+async def test_metadata_recorded_too_late_is_warned_of(
+    house: House, own_engine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    register_completing(house, own_engine, commit=True, after=lambda job: job.record_output("late"))
+    row = await one(house)
+    assert row["metadata"] == {"output": "staged"}
+    assert "recorded after job.complete" in caplog.text
