@@ -44,6 +44,15 @@ class Engines:
     listener: AnyEngine | None
     share_pool: bool
 
+    def for_lookup(self, application: AnyEngine) -> tuple[AnyEngine, bool]:
+        """An engine to look up the schema on, and whether it is ours to dispose of.
+
+        Not the application's own unless it is shared: its only connection may be the one that a session holds.
+        """
+        if self.control is not None:
+            return self.control, False
+        return (application, False) if self.share_pool else (control_engine(application, size=1), True)
+
 
 @dataclass(frozen=True)
 class Faces:
@@ -91,6 +100,8 @@ def connect(core: Core, engines: Engines, schema: str) -> Databases:
 def assemble(core: Core, databases: Databases, faces: Faces) -> Services:
     """The services, not started. Raises ConfigError for a client that has nothing to work."""
     config = core.config
+    if config.queues and config.workers is not None and not len(config.workers):
+        raise ConfigError("this client has queues but no worker (register one: @workers.work, or workers.add(…))")
     if not config.queues or config.workers is None:
         raise ConfigError(
             "this client has no queues, so it only inserts and cannot be started "

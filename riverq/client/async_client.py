@@ -16,14 +16,14 @@ from riverq.client.lifecycle import Engines, Faces, Runtime
 from riverq.client.session import AsyncAnySession, run_in_session
 from riverq.client.transact import in_transaction_async
 from riverq.config import Config
-from riverq.database import control_engine as make_control_engine
 from riverq.database import translating
-from riverq.driver import AnyEngine, Driver
+from riverq.driver import Driver
 from riverq.errors import ConfigError, UsageError
 from riverq.hook import chain_insert_async
 from riverq.insert import write, write_fast
 from riverq.insert_opts import InsertOptions, InsertParams
 from riverq.job import InsertResult
+from riverq.worker.context import refuse_in_own_job
 
 T = TypeVar("T")
 
@@ -168,6 +168,7 @@ class AsyncClient:
         return runtime
 
     async def _stop(self, how: Callable[[Runtime], Awaitable[None]], timeout: timedelta | None) -> None:
+        refuse_in_own_job(self.id)
         if self._runtime is None and not self._starting.locked():
             return
         self._check_use()
@@ -237,11 +238,11 @@ class AsyncClient:
         return self._core.schema
 
     async def _find_schema(self) -> str:
-        own: AnyEngine = self._engines.control or make_control_engine(self._core.engine, size=1)
+        own, is_ours = self._engines.for_lookup(self._core.engine)
         try:
             return await in_transaction_async(
                 own, self._core.driver, lambda conn: find_schema(conn, "", self._core.config.schema)
             )
         finally:
-            if self._engines.control is None and isinstance(own, AsyncEngine):
+            if is_ours and isinstance(own, AsyncEngine):
                 await own.dispose()

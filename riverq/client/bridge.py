@@ -22,13 +22,12 @@ from riverq.errors import UsageError
 from riverq.hook import chain_insert_async
 from riverq.insert_opts import InsertParams
 from riverq.job import InsertResult
+from riverq.worker.context import NOT_FROM_A_JOB
 
 T = TypeVar("T")
 
 Write = Callable[[Sequence[InsertParams]], list[InsertResult]]
 Handed = tuple[Sequence[InsertParams], "asyncio.Future[list[InsertResult]]"]
-
-_NOT_FROM_A_JOB = "a job cannot start or stop the client that runs it (signal the process, or stop it from outside)"
 
 
 class SyncJobFace(Client):
@@ -39,15 +38,15 @@ class SyncJobFace(Client):
 
     def start(self) -> None:
         """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
+        raise UsageError(NOT_FROM_A_JOB)
 
     def stop(self, *, timeout: timedelta | None = None) -> None:
         """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
+        raise UsageError(NOT_FROM_A_JOB)
 
     def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
         """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
+        raise UsageError(NOT_FROM_A_JOB)
 
 
 class AsyncJobFace(AsyncClient):
@@ -58,15 +57,15 @@ class AsyncJobFace(AsyncClient):
 
     async def start(self) -> None:
         """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
+        raise UsageError(NOT_FROM_A_JOB)
 
     async def stop(self, *, timeout: timedelta | None = None) -> None:
         """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
+        raise UsageError(NOT_FROM_A_JOB)
 
     async def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
         """Raises UsageError."""
-        raise UsageError(_NOT_FROM_A_JOB)
+        raise UsageError(NOT_FROM_A_JOB)
 
 
 class SyncBridge(SyncJobFace):

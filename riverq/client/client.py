@@ -16,15 +16,15 @@ from riverq.client.loop_thread import LoopThread
 from riverq.client.session import SyncSession, sync_connection
 from riverq.client.transact import in_transaction
 from riverq.config import Config
-from riverq.database import control_engine as make_control_engine
 from riverq.database import translating
-from riverq.driver import AnyEngine, Driver
+from riverq.driver import Driver
 from riverq.errors import ConfigError
 from riverq.hook import chain_insert_sync, is_async
 from riverq.insert import write, write_fast
 from riverq.insert_opts import InsertOptions, InsertParams
 from riverq.job import InsertResult
 from riverq.threads import DaemonThreads
+from riverq.worker.context import refuse_in_own_job
 
 if TYPE_CHECKING:
     from riverq.client.async_client import AsyncClient
@@ -191,6 +191,7 @@ class Client:
         return runtime
 
     def _stop(self, how: Callable[[Runtime], Any], timeout: timedelta | None) -> None:
+        refuse_in_own_job(self.id)
         if self._thread is not None:
             self._core.check_process()  # a forked child has no such thread, and would wait for ever
         limit = None if timeout is None else timeout.total_seconds()
@@ -257,9 +258,9 @@ class Client:
         return self._core.schema
 
     def _find_schema(self) -> str:
-        own: AnyEngine = self._engines.control or make_control_engine(self._core.engine, size=1)
+        own, is_ours = self._engines.for_lookup(self._core.engine)
         try:
             return in_transaction(own, self._core.driver, lambda conn: find_schema(conn, "", self._core.config.schema))
         finally:
-            if self._engines.control is None and isinstance(own, Engine):
+            if is_ours and isinstance(own, Engine):
                 own.dispose()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -78,15 +78,20 @@ class Core:
 
     def prepare_many(self, items: Sequence[object], options: Mapping[str, object]) -> list[InsertParams]:
         """Everything that can be wrong with `items` is found here, before anything is written."""
-        if not items:
-            raise ConfigError("no jobs to insert: expected at least one, got an empty batch")
+        if not isinstance(items, Iterable) or isinstance(items, (str, bytes, Mapping)):
+            raise ConfigError(f"expected a list of args or of InsertItem, got: {items!r} (insert takes a single one)")
         now = self.ctx.clock.now()
-        return [self._prepare_one(item, options, now) for item in items]
+        params = [self._prepare_one(item, options, now) for item in items]
+        if not params:
+            raise ConfigError("no jobs to insert: expected at least one, got an empty batch")
+        return params
 
     def _prepare_one(self, item: object, options: Mapping[str, object], now: datetime) -> InsertParams:
         args, given = (item.args, item.options) if isinstance(item, InsertItem) else (item, options)
         if isinstance(item, InsertItem) and options:
             raise ConfigError(f"options go into the InsertItem or beside plain args, got both: {', '.join(options)}")
+        if isinstance(args, type):
+            raise ConfigError(f"expected args to be an instance, got the class {args.__qualname__} (call it)")
         spec = spec_of(args)
         self._check_kind(spec.kind)
         defaults = ClientDefaults(max_attempts=self.config.max_attempts, period_basis=self.config.period_basis)

@@ -169,6 +169,9 @@ def asyncpg_client() -> AsyncClient:
 def make_engine(name: str, *, asynchronous: bool) -> Engine | AsyncEngine:
     """An engine of the driver `name` for the database in `DATABASE_URL`."""
     url: URL = make_url(os.environ["DATABASE_URL"]).set(drivername=f"postgresql+{name}")
+    if name == "asyncpg":  # libpq's options are not its own, but for the one that decides whether it can connect
+        sslmode = url.query.get("sslmode")
+        url = url.set(query={"ssl": sslmode} if sslmode else {})
     driver: type[Driver] = load_driver_class(name)
     return driver.make_engine(url, asynchronous=asynchronous, application_name=f"riverq_demo_{name}")
 

@@ -48,7 +48,7 @@ def run(database_url: URL | None, *, limit: int | None = None) -> int:
     with contextlib.ExitStack() as stack:
         if database_url is None:
             print("demo: starting a Postgres of its own …", flush=True)
-            url = stack.enter_context(ThrowawayPostgres()).url()
+            url = stack.enter_context(ThrowawayPostgres(password=True)).url()
         else:
             url = database_url.set(drivername="postgresql").render_as_string(hide_password=False)
         os.environ["DATABASE_URL"] = url

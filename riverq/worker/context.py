@@ -7,10 +7,12 @@ on first use.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,32 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from riverq.client import AsyncClient, Client
+
+NOT_FROM_A_JOB = "a job cannot start or stop the client that runs it (signal the process, or stop it from outside)"
+
+_job: ContextVar[tuple[str, asyncio.Task[Any] | None] | None] = ContextVar("riverq_job", default=None)
+
+
+def enter_job(client_id: str) -> None:
+    """This task, and the thread that its worker may run in, are a job's from now on."""
+    _job.set((client_id, asyncio.current_task()))
+
+
+def refuse_in_own_job(client_id: str) -> None:
+    """Raises UsageError in a job that the client runs: waiting for its end, the job would wait for itself.
+
+    Tasks that a job has started may wait; the job ends without them.
+    """
+    job = _job.get()
+    if job is None or job[0] != client_id:
+        return
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None  # a thread: the job's, or one that the job waits for
+    if task is None or task is job[1]:
+        raise UsageError(NOT_FROM_A_JOB)
+
 
 METADATA_LIMIT = 32 * 1024 * 1024
 """Bytes of JSON that the output, or one staged metadata key, may have; River's limit for the output."""

@@ -36,7 +36,7 @@ from riverq.service.context import ServiceContext
 from riverq.state import Reason, SetState
 from riverq.threads import DaemonThreads
 from riverq.worker.completer import Completer
-from riverq.worker.context import RunContext, Surroundings
+from riverq.worker.context import RunContext, Surroundings, enter_job
 from riverq.worker.outcome import Finished, Policies, Retry, UnknownKindError, clean, decide, describe, unstorable
 from riverq.worker.run_loop import call_cancellable, run_in_loop
 from riverq.worker.run_thread import run_in_thread
@@ -95,6 +95,7 @@ class Executor:
 
     async def run(self, context: RunContext) -> None:
         """Run the job and report what became of it. Raises only what ends the process or the loop."""
+        enter_job(self._around.client_id)
         attempt = _Attempt(context)
         started = self._ctx.clock.monotonic()
         error: BaseException | None

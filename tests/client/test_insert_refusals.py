@@ -155,3 +155,15 @@ def test_a_client_with_workers_refuses_unknown_kinds(engine: sa.Engine, schema: 
     client.insert(Greet("known"))
     lenient = riverq.Client(engine, riverq.Config(schema=schema, workers=workers, skip_unknown_job_check=True))
     lenient.insert(SyncAccount(1))
+
+
+async def test_what_is_no_list_of_args_says_what_to_pass(client: Any) -> None:
+    for insert in (client.insert_many, client.insert_many_fast):
+        with pytest.raises(riverq.ConfigError, match="empty batch"):
+            await settle(insert(Greet(name) for name in ""))
+        with pytest.raises(riverq.ConfigError, match="insert takes a single one"):
+            await settle(insert(Greet("a")))
+    with pytest.raises(riverq.ConfigError, match=r"got the class Greet \(call it\)"):
+        await settle(client.insert(Greet))
+    with pytest.raises(riverq.ConfigError, match="got both: priority"):
+        await settle(client.insert(riverq.InsertItem(Greet("a")), priority=2))

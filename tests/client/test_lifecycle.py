@@ -21,6 +21,7 @@ async def test_stopping_gives_running_jobs_back_and_counts_no_attempt(
     adapter: str, make_engine: EngineMaker, schema: str, watch: Watch
 ) -> None:
     workers = riverq.Workers()
+    begun = threading.Event()
 
     @workers.work
     async def act(job: riverq.Job[Act]) -> None:
@@ -28,6 +29,7 @@ async def test_stopping_gives_running_jobs_back_and_counts_no_attempt(
 
     @workers.work
     def greet(job: riverq.Job[Greet]) -> None:
+        begun.set()
         job.cancelled.wait(60)
         raise RuntimeError("interrupted")
 
@@ -35,6 +37,7 @@ async def test_stopping_gives_running_jobs_back_and_counts_no_attempt(
     async with working(client):
         await settle(client.insert_many([Act("x"), Greet("y")]))
         await watch.state("running", 2)
+        assert await asyncio.to_thread(begun.wait, 20)  # else it is told to end before it began, and does not count
     for row in jobs(watch._url, schema):
         if row["kind"] == "act":
             assert (row["state"], row["attempt"], row["errors"]) == ("available", 0, None)
@@ -119,3 +122,9 @@ async def test_can_share_the_applications_pool(
     async with working(client):
         await settle(client.insert(Act("once")))
         await watch.state("completed")
+
+
+async def test_a_client_without_workers_cannot_start(adapter: str, make_engine: EngineMaker, schema: str) -> None:
+    client = make_client(make_engine(adapter), config(schema, riverq.Workers()))
+    with pytest.raises(riverq.ConfigError, match="no worker"):
+        await call(client.start)

@@ -158,22 +158,50 @@ async def test_a_worker_inserts_through_its_own_face(
 async def test_a_job_cannot_stop_the_client_that_runs_it(
     adapter: str, make_engine: EngineMaker, schema: str, watch: Watch
 ) -> None:
+    """Neither through its own face nor through the application's client: it would wait for its own end."""
     workers = riverq.Workers()
 
     @workers.work
     def greet(job: riverq.Job[Greet]) -> None:
-        job.client.stop()
+        if job.args.name == "own face":
+            job.client.stop()
+        elif isinstance(client, riverq.Client):
+            client.stop()
+        else:
+            raise riverq.UsageError("a job cannot, without a loop")
 
     @workers.work
     async def act(job: riverq.Job[Act]) -> None:
-        await job.async_client.stop()
+        if job.args.how == "own face":
+            await job.async_client.stop()
+        elif isinstance(client, riverq.AsyncClient):
+            await client.stop()
+        else:
+            await asyncio.to_thread(client.stop_and_cancel)
 
     client = make_client(make_engine(adapter), config(schema, workers))
     async with working(client):
-        await settle(client.insert_many([riverq.InsertItem(args, max_attempts=1) for args in (Greet("a"), Act("b"))]))
-        rows = await watch.state("discarded", 2)
+        batch = [kind(which) for kind in (Greet, Act) for which in ("own face", "the client")]
+        await settle(client.insert_many([riverq.InsertItem(args, max_attempts=1) for args in batch]))
+        rows = await watch.state("discarded", 4)
     for row in rows:
         assert "a job cannot" in row["errors"][0]["error"]
+
+
+async def test_a_job_may_have_another_task_stop_its_client(make_engine: EngineMaker, schema: str, watch: Watch) -> None:
+    workers = riverq.Workers()
+    stopping: list[asyncio.Task[None]] = []
+
+    @workers.work
+    async def act(job: riverq.Job[Act]) -> None:
+        stopping.append(asyncio.create_task(client.stop()))
+
+    engine: Any = make_engine("asyncpg")
+    client = riverq.AsyncClient(engine, config(schema, workers))
+    async with working(client):
+        await client.insert(Act("x"))
+        await watch.state("completed")
+        await stopping[0]
 
 
 async def test_middleware_wraps_inserting_and_working(

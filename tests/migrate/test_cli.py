@@ -137,5 +137,5 @@ def test_mistakes_are_explained(riverq: Riverq) -> None:
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_unreachable_database_is_told_in_one_sentence(adapter: str, capsys: pytest.CaptureFixture[str]) -> None:
     riverq = Riverq(Place("postgresql://nobody@127.0.0.1:1/nowhere"), adapter, capsys)
-    with pytest.raises(DatabaseError, match="the database .* is not available: "):
+    with pytest.raises(DatabaseError, match=r"the database .* is not available: "):
         riverq("validate")
