@@ -48,7 +48,11 @@ pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) || pid=
 if [ -n "$pid" ]; then
   kill -QUIT "$pid" 2>/dev/null
   tries=0
-  while [ $tries -lt 100 ] && kill -0 "$pid" 2>/dev/null; do sleep 0.1; tries=$((tries + 1)); done
+  # The file goes with the server. The process may stay as a zombie where nobody collects orphans (a container).
+  while [ $tries -lt 100 ] && [ -e "$1/data/postmaster.pid" ] && kill -0 "$pid" 2>/dev/null; do
+    sleep 0.1
+    tries=$((tries + 1))
+  done
 fi
 rm -rf "$1"
 """

@@ -2,24 +2,34 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from riverq import migrate
+from riverq.demo.postgres import PostgresStartError, find_binaries
 from riverq.errors import ConfigError
+from tests.fix_skips import skip_or_fail
 from tests.migrate.test_catalog import rivers
 from tests.migrate.ways import WEIRD, Place
 
-needs_psql = pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed")
+
+def find_psql() -> str:
+    """That of the server's own binaries first: Debian's `psql` may be a wrapper with nothing behind it."""
+    try:
+        beside_server = find_binaries().folder / "psql"
+    except PostgresStartError:
+        beside_server = Path("psql")
+    found = str(beside_server) if beside_server.is_file() else shutil.which("psql")
+    return found or skip_or_fail("psql is not installed")
 
 
 def psql(place: Place, script: str, *options: str) -> None:
-    command = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", *options, "-d", place.url]
+    command = [find_psql(), "-X", "-q", "-v", "ON_ERROR_STOP=1", *options, "-d", place.url]
     done = subprocess.run(command, input=script, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-@needs_psql
 @pytest.mark.parametrize("options", [(), ("-1",)], ids=["statement by statement", "one transaction"])
 def test_printed_sql_up_and_down(place: Place, options: tuple[str, ...]) -> None:
     psql(place, migrate.sql(), *options)
@@ -30,7 +40,6 @@ def test_printed_sql_up_and_down(place: Place, options: tuple[str, ...]) -> None
     assert place.relations() == []
 
 
-@needs_psql
 def test_printed_sql_in_any_schema(place: Place) -> None:
     for schema in WEIRD:
         quoted = '"' + schema.replace('"', '""') + '"'
@@ -40,7 +49,6 @@ def test_printed_sql_in_any_schema(place: Place) -> None:
     assert not [name for name in place.relations() if name.startswith("public.")]
 
 
-@needs_psql
 def test_printed_sql_version_by_version(place: Place) -> None:
     for version in range(1, 9):
         psql(place, migrate.sql(versions=[version]), "-1")
@@ -50,7 +58,6 @@ def test_printed_sql_version_by_version(place: Place) -> None:
         assert place.catalog() == rivers(version, back=True), version
 
 
-@needs_psql
 def test_printed_step_down_from_5_refuses_other_lines(place: Place) -> None:
     place.up(target=5)
     place.execute("INSERT INTO river_migration (line, version) VALUES ('pro', 1)")
