@@ -173,6 +173,8 @@ class ThrowawayPostgres:
         """Copy the binaries into the folder where the unprivileged user cannot reach them (a venv under /root)."""
         if self._account.uid is not None and not self._can_run(self.binaries):
             self.binaries = copy_binaries(self.binaries, self.folder / "postgres")
+            for copied in (self.folder / "postgres", *(self.folder / "postgres").rglob("*/")):
+                os.chown(copied, self._account.uid, -1)  # else the watchdog, who is that user, cannot remove it
             if not self._can_run(self.binaries):
                 raise PostgresStartError(
                     f"cannot run {self.binaries.folder}/postgres as uid {self._account.uid} "

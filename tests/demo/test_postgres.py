@@ -111,6 +111,8 @@ def test_root_copies_binaries_that_the_server_user_cannot_reach(binaries: Postgr
     private.chmod(0o700)
     with ThrowawayPostgres(fsync=False, binaries=replace(hidden, root=private)) as server:
         assert server.folder in server.binaries.folder.parents
+        owner = server.folder.stat().st_uid
+        assert {path.stat().st_uid for path in server.folder.rglob("*/")} == {owner}, "its watchdog could not remove it"
         assert _one(server.url(), "SELECT 1") == "1"
     assert private.stat().st_mode & 0o777 == 0o700, "the permissions of somebody else's folder were changed"
 
