@@ -7,8 +7,8 @@ the transaction that stores the file's figures: a crash anywhere leaves either a
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
-import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -80,10 +80,6 @@ class Summarise:
     root: str
 
 
-_PARSING = threading.Lock()
-"""Two threads that compile at once can confuse CPython 3.11 ("AST constructor recursion depth mismatch")."""
-
-
 @dataclass(frozen=True)
 class Figures:
     """What the demo counts in a file."""
@@ -93,13 +89,20 @@ class Figures:
     imports: int
 
 
+def parse(source: bytes) -> ast.Module:
+    """Parse `source`, again where CPython 3.11 got confused by its other threads (it says so with a SystemError)."""
+    for _ in range(10):
+        with contextlib.suppress(SystemError):
+            return ast.parse(source)
+    return ast.parse(source)
+
+
 def count(path: str) -> Figures:
     """Read and parse the file at `path`; a file that is no valid Python counts its lines only."""
     source = Path(path).read_bytes()
     lines = source.count(b"\n")
     try:
-        with _PARSING:
-            nodes = list(ast.walk(ast.parse(source)))
+        nodes = list(ast.walk(parse(source)))
     except (SyntaxError, ValueError):
         return Figures(lines, 0, 0)
     functions = sum(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in nodes)
