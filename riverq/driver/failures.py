@@ -23,6 +23,14 @@ _REFUSED = ("28", "3D000")
 
 _STARTUP_PARAMETER = "unsupported startup parameter"
 _STATEMENT_MODE = "not allowed in statement pooling mode"
+_FIRST_STATEMENT = "select pg_catalog.version()"
+"""What SQLAlchemy asks every new engine's first connection, in a transaction."""
+
+_CUT_AT_FIRST_WORD = (
+    " (it accepted the login and hung up at the first statement: if this is PgBouncer, "
+    "pool_mode=statement cannot work; use session or transaction)"
+)
+"""SQLAlchemy 2.0 does not pass on what PgBouncer said to asyncpg before it hung up."""
 
 
 def translate(error: BaseException, driver: Driver) -> RiverqError:
@@ -41,14 +49,15 @@ def translate(error: BaseException, driver: Driver) -> RiverqError:
     pooler = _pooler_error(text, state)
     if pooler is not None:
         return pooler
+    statement = error.statement if isinstance(error, exc.StatementError) else None
     if _is_unavailable(error, original, state, driver):
-        return UnavailableError(f"the database{_where(driver)} is not available: {text}", state)
+        hint = _CUT_AT_FIRST_WORD if state is None and (statement or "").startswith(_FIRST_STATEMENT) else ""
+        return UnavailableError(f"the database{_where(driver)} is not available: {text}{hint}", state)
     if state is not None and state.startswith(_REFUSED):
         return DatabaseError(
             f"the database{_where(driver)} refused the connection: {text} (check user, password and name in its URL)",
             state,
         )
-    statement = error.statement if isinstance(error, exc.StatementError) else None
     if state in _UNDEFINED and "river" in (statement or text):
         return SchemaError(f"River's tables are missing or too old here: {text} (run `riverq migrate-up`)")
     failed = "the database cannot be used" if state is None else "a statement failed"
@@ -67,6 +76,8 @@ def message(error: BaseException) -> str:
         text = str(fields.get("M", fields))
     else:  # of SQLAlchemy's own errors only what they say: str() adds a link to its documentation
         text = str(fields if isinstance(error, exc.SQLAlchemyError) and fields else error)
+    if text.startswith("<class '"):  # SQLAlchemy 2.0 puts asyncpg's class in front
+        text = text.partition(">: ")[2]
     return text.strip().partition("\n")[0] or type(error).__name__
 
 

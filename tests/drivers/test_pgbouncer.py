@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from riverq.database import Database
-from riverq.errors import PoolerError
+from riverq.errors import PoolerError, UnavailableError
 from tests.drivers.adapters import dispose, driver_engine
 from tests.fix_pgbouncer import find_pgbouncer, running_pgbouncer
 from tests.fix_skips import skip_or_fail
@@ -130,5 +130,7 @@ async def test_a_startup_parameter_is_refused_with_the_cure(opened: Open, adapte
 
 async def test_statement_mode_is_refused_with_the_cure(opened: Open) -> None:
     database = opened("statement")
-    with pytest.raises(PoolerError, match=r"pool_mode=statement cannot work; use session or transaction"):
+    # asyncpg on SQLAlchemy 2.0 only learns that the line was cut; the cure is then offered as a guess.
+    kind = PoolerError if sa.__version__ > "2.1" or "asyncpg" not in str(database.engine.url) else UnavailableError
+    with pytest.raises(kind, match=r"pool_mode=statement cannot work; use session or transaction"):
         await database.run(several_statements, 1)
