@@ -26,6 +26,7 @@ _STATEMENT_MODE = "not allowed in statement pooling mode"
 _FIRST_STATEMENT = "select pg_catalog.version()"
 """What SQLAlchemy asks every new engine's first connection, in a transaction."""
 
+_CONNECTION_DOES_NOT_EXIST = "08003"
 _CUT_AT_FIRST_WORD = (
     " (it accepted the login and hung up at the first statement: if this is PgBouncer, "
     "pool_mode=statement cannot work; use session or transaction)"
@@ -51,7 +52,8 @@ def translate(error: BaseException, driver: Driver) -> RiverqError:
         return pooler
     statement = error.statement if isinstance(error, exc.StatementError) else None
     if _is_unavailable(error, original, state, driver):
-        hint = _CUT_AT_FIRST_WORD if state is None and (statement or "").startswith(_FIRST_STATEMENT) else ""
+        was_cut = state in (None, _CONNECTION_DOES_NOT_EXIST) and statement == _FIRST_STATEMENT
+        hint = _CUT_AT_FIRST_WORD if was_cut else ""
         return UnavailableError(f"the database{_where(driver)} is not available: {text}{hint}", state)
     if state is not None and state.startswith(_REFUSED):
         return DatabaseError(
