@@ -14,7 +14,7 @@ from riverq.client.core import Core
 from riverq.client.session import complete_in
 from riverq.config import Config, QueueConfig
 from riverq.database import Database, control_engine
-from riverq.driver import AnyEngine
+from riverq.driver import AnyEngine, ServerCapabilities
 from riverq.elector import Elector
 from riverq.errors import ConfigError
 from riverq.insert import notify_queues
@@ -72,6 +72,7 @@ class Databases:
     slow: Database
     listener_engine: AnyEngine
     owned: tuple[Database, ...]
+    can_listen: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Services:
     threads: DaemonThreads
 
 
-def connect(core: Core, engines: Engines, schema: str) -> Databases:
+def connect(core: Core, engines: Engines, schema: str, server: ServerCapabilities | None) -> Databases:
     """The lanes for `schema`; nothing is opened before it is used."""
     shared = core.engine if engines.share_pool else None
     control = engines.control or shared or control_engine(core.engine, size=CONTROL_CONNECTIONS)
@@ -94,7 +95,8 @@ def connect(core: Core, engines: Engines, schema: str) -> Databases:
     owned = engines.control is None and shared is None
     general = Database(control, core.driver, schema=schema, slots=CONTROL_CONNECTIONS - 1, owns_engine=owned)
     slow_lane = Database(slow, core.driver, schema=schema, slots=1, owns_engine=owned)
-    return Databases(general, general.limited(1), slow_lane, listener, (general, slow_lane))
+    can_listen = core.driver.capabilities.listen and (server is None or server.listen_notify)
+    return Databases(general, general.limited(1), slow_lane, listener, (general, slow_lane), can_listen)
 
 
 def assemble(core: Core, databases: Databases, faces: Faces) -> Services:
@@ -136,7 +138,7 @@ def _notifier(core: Core, databases: Databases) -> Notifier:
         make_listener=lambda: core.driver.listener(databases.listener_engine),
         schema=databases.general.schema,
         notify=notify,
-        poll_only=core.config.poll_only or not core.driver.capabilities.listen,
+        poll_only=core.config.poll_only or not databases.can_listen,
     )
 
 

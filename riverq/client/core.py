@@ -11,19 +11,19 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq.config import Config
-from riverq.driver import AnyEngine, Driver, load_driver
+from riverq.driver import AnyEngine, Driver, ServerCapabilities, load_driver
 from riverq.errors import ConfigError, SchemaError, UnknownJobKindError, UsageError
 from riverq.insert import NotifyLimiter
 from riverq.insert_opts import ClientDefaults, InsertItem, InsertParams, resolve
 from riverq.job_args import spec_of
-from riverq.query.schema import current_schema, migration_versions
+from riverq.query.schema import current_schema, migration_versions, server_capabilities, table_exists
 from riverq.service import ServiceContext
 from riverq.validation import fail, nearest
 
@@ -126,6 +126,21 @@ def find_schema(conn: Connection, _schema: str, configured: str | None) -> str:
             f"riverq needs {REQUIRED_VERSION} (run: {MIGRATE}{option})"
         )
     return schema
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a client learns of its database before it starts."""
+
+    schema: str
+    server: ServerCapabilities
+    has_own_tables: bool
+
+
+def survey(conn: Connection, _schema: str, configured: str | None) -> Surveyed:
+    """Look up the schema, what the server can do, and whether riverq's own tables are there. Raises SchemaError."""
+    schema = find_schema(conn, "", configured)
+    return Surveyed(schema, server_capabilities(conn), table_exists(conn, schema, "riverq_migration"))
 
 
 def make_client_id(now: datetime) -> str:

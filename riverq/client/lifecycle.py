@@ -24,7 +24,7 @@ import asyncio
 from datetime import timedelta
 
 from riverq.client.assembly import CONTROL_CONNECTIONS, Databases, Engines, Faces, Services, assemble, connect
-from riverq.client.core import Core, find_schema
+from riverq.client.core import MIGRATE, Core, survey
 from riverq.service import start_all, stop_all
 
 __all__ = ["Engines", "Faces", "Runtime"]
@@ -128,14 +128,20 @@ class Runtime:
     # -- private
 
     async def _connect(self) -> Databases:
-        unresolved = connect(self._core, self._engines, schema="")
+        unresolved = connect(self._core, self._engines, schema="", server=None)
         try:
-            schema = await unresolved.general.run(find_schema, self._core.config.schema)
+            found = await unresolved.general.run(survey, self._core.config.schema)
         finally:
             for database in unresolved.owned:
                 await database.close()
-        self._core.schema = schema
-        return connect(self._core, self._engines, schema)
+        self._core.schema = found.schema
+        if not found.has_own_tables:
+            self._core.ctx.log.warning(
+                "Client: Found no tables of riverq's own in schema %s, and works without what needs them (run: %s)",
+                found.schema,
+                MIGRATE,
+            )
+        return connect(self._core, self._engines, found.schema, found.server)
 
     async def _stop(self) -> None:
         services = self.services

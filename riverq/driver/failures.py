@@ -23,7 +23,7 @@ _REFUSED = ("28", "3D000")
 
 _STARTUP_PARAMETER = "unsupported startup parameter"
 _STATEMENT_MODE = "not allowed in statement pooling mode"
-_FIRST_STATEMENT = "select pg_catalog.version()"
+_FIRST_QUESTION = "pg_catalog.version()"
 """What SQLAlchemy asks every new engine's first connection, in a transaction."""
 
 _CONNECTION_DOES_NOT_EXIST = "08003"
@@ -52,7 +52,7 @@ def translate(error: BaseException, driver: Driver) -> RiverqError:
         return pooler
     statement = error.statement if isinstance(error, exc.StatementError) else None
     if _is_unavailable(error, original, state, driver):
-        was_cut = state in (None, _CONNECTION_DOES_NOT_EXIST) and statement == _FIRST_STATEMENT
+        was_cut = state in (None, _CONNECTION_DOES_NOT_EXIST) and (statement or "").endswith(_FIRST_QUESTION)
         hint = _CUT_AT_FIRST_WORD if was_cut else ""
         return UnavailableError(f"the database{_where(driver)} is not available: {text}{hint}", state)
     if state is not None and state.startswith(_REFUSED):

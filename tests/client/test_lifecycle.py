@@ -128,3 +128,19 @@ async def test_a_client_without_workers_cannot_start(adapter: str, make_engine: 
     client = make_client(make_engine(adapter), config(schema, riverq.Workers()))
     with pytest.raises(riverq.ConfigError, match="no worker"):
         await call(client.start)
+
+
+async def test_a_database_without_riverqs_own_tables_works_and_says_so(
+    adapter: str,
+    make_engine: EngineMaker,
+    scratch_schema: str,
+    engine: sa.Engine,
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    riverq.migrate.down(engine, line="riverq", schema=scratch_schema)
+    client = make_client(make_engine(adapter), config(scratch_schema, acting_workers("def")))
+    async with working(client):
+        await settle(client.insert(Act("complete")))
+        await Watch(database_url, scratch_schema).state("completed")
+    assert caplog.text.count("no tables of riverq's own") == 1
