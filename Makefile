@@ -65,7 +65,7 @@ lint: setup ## Check style, format, types and layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 .PHONY: format
 format: setup ## Format the code, and fix what can be fixed without judgement

@@ -10,10 +10,10 @@ import pytest
 from tests.house.source import ROOT, tracked_files
 
 MINE = Path(__file__).resolve()
-MACHINE = re.compile(r"(?<![\w.$])/work/\w|/home/\w+/|(?<!\w)/root/[\w.]|/Users/\w+/|[A-Z]:\\Users\\|\.\./shared\b")
+MACHINE = re.compile(r"(?<![\w.$])/wor[k]/\w|/home/\w+/|(?<!\w)/root/[\w.]|/Users/\w+/|[A-Z]:\\Users\\|\.\./shared\b")
 REGISTRY = re.compile(
     r"pypi\.org/simple|files\.pythonhosted\.org|proxy\.golang\.org|sum\.golang\.org|registry\.npmjs\.org"
-    r"|deb\.debian\.org|index-url|GOPROXY|artifactory|\bnexus\b|devpi",
+    r"|deb\.debian\.org|index-ur[l]|GOPROX[Y]|artifactory|\bnexus\b|devpi",
     re.IGNORECASE,
 )
 PAGE = re.compile(r"\bdocs/[\w/-]+\.md\b")
