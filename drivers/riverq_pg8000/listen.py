@@ -57,11 +57,14 @@ class Pg8000Wire:
         finally:
             cursor.close()
 
-    def take(self, *, readable: bool) -> list[Notification]:
-        """What was heard; while anything waits in the socket or in pg8000's buffer, a round trip reads it."""
+    def read(self, *, readable: bool) -> None:
+        """Take in what arrived; while anything waits in the socket or in pg8000's buffer, a round trip reads it."""
         while readable or self._buffered():
             readable = False
             self.execute("SELECT 1")
+
+    def taken(self) -> list[Notification]:
+        """What was heard since the last call."""
         taken = list(self._heard)
         self._heard.clear()
         return taken

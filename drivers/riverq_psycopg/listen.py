@@ -60,10 +60,13 @@ class SyncWire:
         """Run a statement outside a transaction."""
         self._connection().execute(statement.encode())
 
-    def take(self, *, readable: bool) -> list[Notification]:
-        """What was heard; libpq reads without blocking, so it is asked whether or not the socket is `readable`."""
+    def read(self, *, readable: bool) -> None:
+        """Take in what arrived; libpq reads without blocking, so it is asked whether or not the socket is readable."""
         raw = self._connection()
         self._inbox.extend(heard(raw.pgconn, raw.info.encoding))
+
+    def taken(self) -> list[Notification]:
+        """What was heard since the last call."""
         taken, self._inbox = self._inbox, []
         return taken
 

@@ -53,11 +53,15 @@ class BlockingWire(Protocol):
         """Run a statement outside a transaction."""
         ...
 
-    def take(self, *, readable: bool) -> list[Notification]:
-        """What was heard. Called before each sleep, and with `readable` when the socket has something to read.
+    def read(self, *, readable: bool) -> None:
+        """Take in what arrived. Called before each sleep, and with `readable` when the socket has something to read.
 
         Must not leave anything in a buffer of its own: the socket would not show it. Raises when the connection ended.
         """
+        ...
+
+    def taken(self) -> list[Notification]:
+        """What was heard since the last call, by `read` or during a statement. Never waits, never raises."""
         ...
 
     def close(self) -> None:
@@ -177,9 +181,10 @@ class ThreadedWire:
                 if self._line is not None and not self._closing:
                     if self._line not in selector.get_map():
                         selector.register(self._line, selectors.EVENT_READ)
-                    heard = self._blocking.take(readable=readable)
-                    if heard:
-                        self._post(self._inbox.put, heard)
+                    try:
+                        self._blocking.read(readable=readable)
+                    finally:
+                        self._hand_over()
                 ready = {key.fileobj for key, _ in selector.select()}
                 readable = self._line in ready
                 if self._awake in ready:
@@ -192,12 +197,18 @@ class ThreadedWire:
                 fn, future = self._commands.get_nowait()
             except queue.Empty:
                 return
+            failure: Exception | None = None
             try:
                 fn()
             except Exception as error:  # noqa: BLE001  # handed to whoever gave the command
-                self._post(self._settle, future, error)
-            else:
-                self._post(self._settle, future, None)
+                failure = error
+            self._hand_over()  # first what was heard, then the error: nobody asks again after an error
+            self._post(self._settle, future, failure)
+
+    def _hand_over(self) -> None:
+        heard = self._blocking.taken()
+        if heard:
+            self._post(self._inbox.put, heard)
 
     def _open(self) -> None:
         self._blocking.open()
