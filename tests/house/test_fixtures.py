@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tests.fix_context import HeldClock
+from riverq.testing.fake_clock import FakeClock
 from tests.fix_database import ASYNC_ADAPTERS, EngineMaker, SchemaPool, Transact
 
 pytest_plugins = ("pytester",)
@@ -51,7 +51,7 @@ def test_a_schema_comes_back_empty_and_migrated(schema_pool: SchemaPool, engine:
     schema_pool.give_back(name)
 
 
-async def test_held_clock_wakes_only_those_whose_time_has_come(held_clock: HeldClock) -> None:
+async def test_held_clock_wakes_only_those_whose_time_has_come(held_clock: FakeClock) -> None:
     woken: list[float] = []
 
     async def wait(seconds: float) -> None:
@@ -60,7 +60,7 @@ async def test_held_clock_wakes_only_those_whose_time_has_come(held_clock: HeldC
 
     tasks = [asyncio.create_task(wait(seconds)) for seconds in (1, 2)]
     await asyncio.sleep(0)
-    assert held_clock.sleepers == 2
+    assert held_clock.sleeping == 2
     await held_clock.advance(1.5)
     assert woken == [1]
     await held_clock.advance(0.5)

@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from riverq.service import ServiceContext
+from riverq.testing.fake_clock import FakeClock
 from riverq.worker.fetch_limiter import FetchLimiter
-from tests.fix_context import HeldClock
 
 
 class Counter:
@@ -39,7 +39,7 @@ def limiter(held_ctx: ServiceContext) -> FetchLimiter:
 
 
 async def test_the_first_trigger_is_granted_at_once_and_the_next_ones_together(
-    limiter: FetchLimiter, held_clock: HeldClock
+    limiter: FetchLimiter, held_clock: FakeClock
 ) -> None:
     counter = Counter(limiter)
     await settle()
@@ -60,7 +60,7 @@ async def test_the_first_trigger_is_granted_at_once_and_the_next_ones_together(
     await counter.end()
 
 
-async def test_after_a_quiet_time_a_trigger_is_granted_at_once(limiter: FetchLimiter, held_clock: HeldClock) -> None:
+async def test_after_a_quiet_time_a_trigger_is_granted_at_once(limiter: FetchLimiter, held_clock: FakeClock) -> None:
     counter = Counter(limiter)
     limiter.trigger()
     await settle()
@@ -71,7 +71,7 @@ async def test_after_a_quiet_time_a_trigger_is_granted_at_once(limiter: FetchLim
     await counter.end()
 
 
-async def test_an_eager_trigger_does_not_wait_for_the_cooldown(limiter: FetchLimiter, held_clock: HeldClock) -> None:
+async def test_an_eager_trigger_does_not_wait_for_the_cooldown(limiter: FetchLimiter, held_clock: FakeClock) -> None:
     counter = Counter(limiter)
     limiter.trigger()
     await settle()
