@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+ONLY ?=
+RESUME ?=
 WORKERS ?= 2
 
 # Set up again only when what is installed changes: the part of pyproject.toml before the tools' settings.
@@ -90,11 +92,9 @@ build: setup ## Build the wheel and the sdist into dist/, and try the wheel in a
 	  print(*(point.load() for point in entry_points(group="riverq.drivers")), sep="\n")'
 	cd build && wheel/bin/riverq version
 
-ifneq ($(wildcard benchmarks/__main__.py),)
 .PHONY: bench
-bench: setup ## Measure (ARGS=--help shows the options)
-	$(BIN)/python -m benchmarks $(ARGS)
-endif
+bench: setup ## Measure riverq, Go River and other queues (ONLY="throughput insert" picks questions, RESUME=1 continues, ARGS=--help)
+	$(BIN)/python -m benchmarks $(ONLY) $(if $(RESUME),--resume) $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built or cached; .venv stays

@@ -1,7 +1,9 @@
-"""`python -m benchmarks` asks the only question there is so far."""
+"""`python -m benchmarks`: see README.md."""
 
 from __future__ import annotations
 
-from benchmarks.throughput import main
+import sys
 
-main()
+from benchmarks.harness.cli import main
+
+sys.exit(main())

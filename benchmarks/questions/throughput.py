@@ -1,0 +1,67 @@
+"""How many jobs one client works per second: no-op jobs from a backlog, jobs of 10 ms, and while inserting.
+
+"tuned" is what Go River's own benchmark sets (cooldown 2 ms, polling 20 ms) and each peer's best documented settings;
+"default" is what somebody gets who only says how many jobs may run at once.
+"""
+
+from __future__ import annotations
+
+from benchmarks.contenders.registry import ADAPTERS, PEERS
+from benchmarks.harness.cell import Cell, Content
+from benchmarks.harness.stage import work
+
+BACKLOG = 100_000
+EVERYBODY = (*ADAPTERS, *PEERS)
+
+SLOWER = dict.fromkeys(PEERS, 20_000)
+"""Backlogs that peers can work within the cap."""
+
+
+def cells() -> list[Cell]:
+    """All of this question's."""
+    return [*_noop(), *_sleeping(), _insert_and_work()]
+
+
+def _noop() -> list[Cell]:
+    return [
+        Cell(
+            question="throughput",
+            name=f"noop-{workers}-{settings}",
+            title=f"No-op jobs from a backlog, {workers} workers, {settings} settings",
+            measure=work,
+            task={"workers": workers, "settings": settings},
+            contenders=EVERYBODY,
+            content=Content(backlog=BACKLOG),
+            backlogs=SLOWER,
+        )
+        for settings in ("tuned", "default")
+        for workers in (100, 2000)
+    ]
+
+
+def _sleeping() -> list[Cell]:
+    return [
+        Cell(
+            question="throughput",
+            name=f"sleep-{workers}",
+            title=f"Jobs that take 10 ms, {workers} workers, tuned settings (at most {workers * 100} jobs/s)",
+            measure=work,
+            task={"workers": workers, "settings": "tuned", "job": "sleep", "sleep_ms": 10},
+            contenders=EVERYBODY,
+            content=Content(backlog=backlog),
+            backlogs=SLOWER,
+        )
+        for workers, backlog in ((32, 30_000), (128, BACKLOG))
+    ]
+
+
+def _insert_and_work() -> Cell:
+    return Cell(
+        question="throughput",
+        name="insert-and-work",
+        title="One process inserts (batches of 1000) and works at once, 1000 workers, tuned settings",
+        measure=work,
+        task={"workers": 1000, "settings": "tuned", "insert": BACKLOG},
+        contenders=EVERYBODY,
+        backlogs=SLOWER,
+    )

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.store import Record, Store, grouped
+from tests.bench_harness.made_up import NOOP, records
+
+
+def test_a_round_that_was_written_is_there_after_a_restart(tmp_path: Path) -> None:
+    [record] = records(NOOP, "go", 1000.0)
+    Store(tmp_path).write(record)
+    later = Store(tmp_path)
+    assert later.records() == [record]
+    assert later.has(NOOP, "go", 1)
+
+
+def test_other_rounds_cells_and_contenders_are_still_to_do(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(records(NOOP, "go", 1000.0)[0])
+    assert not store.has(NOOP, "go", 2)
+    assert not store.has(NOOP, "saq", 1)
+    assert not store.has(replace(NOOP, name="noop-100-tuned"), "go", 1)
+    assert not store.has(replace(NOOP, question="growth"), "go", 1)
+
+
+def test_what_failed_is_tried_again_and_what_cannot_be_done_is_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(Record(NOOP.question, NOOP.name, "go", 1, None, failed="ChildFailed: ended early"))
+    store.write(Record(NOOP.question, NOOP.name, "saq", 1, None, unsupported="no bulk insert"))
+    assert not store.has(NOOP, "go", 1)
+    assert store.has(NOOP, "saq", 1)
+
+
+def test_a_second_try_takes_the_place_of_the_failure(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(Record(NOOP.question, NOOP.name, "go", 1, None, failed="ChildFailed: ended early"))
+    [again] = records(NOOP, "go", 1000.0)
+    store.write(again)
+    assert store.records() == [again]
+
+
+def test_a_file_that_was_cut_off_is_never_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies between the writing and the renaming."""
+    store = Store(tmp_path)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(records(NOOP, "go", 1000.0)[0])
+    assert list(tmp_path.rglob("*go*")), "nothing was written at all, so nothing is shown"
+    assert Store(tmp_path).records() == []
+    assert not Store(tmp_path).has(NOOP, "go", 1)
+
+
+def test_a_new_run_begins_with_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(records(NOOP, "go", 1000.0)[0])
+    (store.logs / "go.log").write_text("it said something")
+    store.clear()
+    assert store.records() == []
+    assert list(store.logs.iterdir()) == []
+
+
+def test_facts_are_kept_beside_the_rounds(tmp_path: Path) -> None:
+    assert Store(tmp_path).facts() == {}
+    Store(tmp_path).write_facts({"minutes": 3.5})
+    assert Store(tmp_path).facts() == {"minutes": 3.5}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"minutes": 3.5}
+    assert Store(tmp_path).records() == []
+
+
+def test_records_are_grouped_by_cell() -> None:
+    some, others = records(NOOP, "go", 1.0, 2.0), records(replace(NOOP, name="noop-100-tuned"), "go", 3.0)
+    mixed = [some[0], others[0], some[1]]
+    assert list(grouped(mixed)) == [(("throughput", NOOP.name), some), (("throughput", "noop-100-tuned"), others)]
