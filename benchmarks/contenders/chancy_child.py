@@ -28,8 +28,8 @@ NOTES = {
         "writes results once a second, five plugins, logs every job"
     ),
     "unequal": (
-        "a worker's results wait in memory until the next flush and are lost with the process (their jobs run again), "
-        "they are written one UPDATE a row in a pipeline, and many jobs at once are inserted one INSERT a row"
+        "results are written in batches, but one UPDATE a row (pipelined); many jobs at once are inserted one INSERT "
+        "a row; polling is once a second at most, waking up is left to notifications and finished jobs"
     ),
 }
 
@@ -211,26 +211,17 @@ async def latency(child: Child) -> None:
         worker = await make_worker(child, app)
         await worker.start()
         await asyncio.sleep(1)
-        await _push_evenly(app, run.wanted, child.task["rate"])
+
+        async def push_one(number: int) -> None:
+            await app.push(make_job(number, time.time()))
+
+        await child.insert_evenly(run.wanted, push_one)
         with suppress(TimeoutError):
             await asyncio.wait_for(run.all_in.wait(), 10)
         child.emit("result", samples=run.samples)
         await child.stop_requested()
         await worker.stop()
     child.stopped()
-
-
-async def _push_evenly(app: Any, count: int, rate: float) -> None:
-    """Push job `i` at i/rate, or at once where that is past; pushes may overlap."""
-
-    async def push_one(number: int) -> None:
-        await app.push(make_job(number, time.time()))
-
-    began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        for number in range(count):
-            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-            group.create_task(push_one(number))
 
 
 def run() -> None:

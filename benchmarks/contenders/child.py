@@ -8,10 +8,12 @@ the contender prints goes to stderr, so that a chatty library cannot break the p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -76,6 +78,19 @@ class Child:
         """The last line of a task that works jobs."""
         self.emit("stopped", executed=self.executed)
 
+    async def insert_evenly(self, total: int, insert: Callable[[int], Awaitable[None]], *, step: int = 1) -> None:
+        """Call `insert(i)` when i/rate seconds have passed, for every `step`-th of `total` numbers.
+
+        Who is late goes at once, none is left out, and calls may overlap; returns when all have ended.
+        """
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for number in range(0, total, step):
+                delay = began + number / self.task["rate"] - time.monotonic()
+                if delay > 0:
+                    await asyncio.sleep(delay)
+                group.create_task(_called(insert, number))
+
     async def _expect(self, word: str) -> None:
         line = await self._lines.get()
         got = json.loads(line) if line else {}
@@ -83,9 +98,15 @@ class Child:
             raise RuntimeError(f"expected the harness to say {word!r}, got: {line!r}")
 
     def _read_lines(self, loop: asyncio.AbstractEventLoop) -> None:
-        while line := sys.stdin.readline():
-            loop.call_soon_threadsafe(self._lines.put_nowait, line)
-        loop.call_soon_threadsafe(self._lines.put_nowait, "")  # the harness has gone: do not outlive it
+        line = "?"
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the harness
+            while line:  # the empty one says that the harness has gone: do not outlive it
+                line = sys.stdin.readline()
+                loop.call_soon_threadsafe(self._lines.put_nowait, line)
+
+
+async def _called(insert: Callable[[int], Awaitable[None]], number: int) -> None:
+    await insert(number)
 
 
 async def _serve(handlers: Mapping[str, Handler], child: Child) -> None:

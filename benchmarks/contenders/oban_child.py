@@ -176,7 +176,11 @@ async def latency(child: Child) -> None:
     oban = make_oban(child, pool)
     await oban.start()
     await asyncio.sleep(1)
-    await _enqueue_evenly(oban, bench, wanted, child.task["rate"])
+
+    async def enqueue_one(number: int) -> None:
+        await oban.enqueue(bench.new({"number": number, "at": time.time()}))
+
+    await child.insert_evenly(wanted, enqueue_one)
     with suppress(TimeoutError):
         await asyncio.wait_for(all_in.wait(), 10)
     child.emit("result", samples=samples)
@@ -184,19 +188,6 @@ async def latency(child: Child) -> None:
     await oban.stop()
     await pool.close()
     child.stopped()
-
-
-async def _enqueue_evenly(oban: Any, bench: Any, count: int, rate: float) -> None:
-    """Enqueue job `i` at i/rate, or at once where that is past; calls may overlap."""
-
-    async def enqueue_one(number: int) -> None:
-        await oban.enqueue(bench.new({"number": number, "at": time.time()}))
-
-    began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        for number in range(count):
-            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-            group.create_task(enqueue_one(number))
 
 
 if __name__ == "__main__":

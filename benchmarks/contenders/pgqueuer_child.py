@@ -208,7 +208,7 @@ async def work(child: Child) -> None:
 async def latency(child: Child) -> None:
     """Insert at a fixed rate, and note when each job starts."""
     bench = Bench(child)
-    rate, count = child.task["rate"], round(child.task["rate"] * child.task["seconds"])
+    count = round(child.task["rate"] * child.task["seconds"])
     samples: list[tuple[int, float, float]] = []
     complete = asyncio.Event()
 
@@ -224,16 +224,14 @@ async def latency(child: Child) -> None:
     manager, worker = await bench.start(job)
     queries = await bench.overlapping_inserter()
 
-    async def insert_one(number: int) -> int:
-        [inserted] = await queries.enqueue("bench", _payload(number, time.time()))
-        return int(inserted)
+    numbers: list[int] = []
+
+    async def insert_one(number: int) -> None:
+        numbers.extend(int(job) for job in await queries.enqueue("bench", _payload(number, time.time())))
 
     await asyncio.sleep(1)
-    began, inserts = time.monotonic(), []
-    for number in range(count):
-        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        inserts.append(asyncio.create_task(insert_one(number)))
-    first = min(await asyncio.gather(*inserts))
+    await child.insert_evenly(count, insert_one)
+    first = min(numbers)
     await asyncio.wait(
         {worker, asyncio.create_task(complete.wait())}, timeout=LAST_JOBS_SECONDS, return_when=asyncio.FIRST_COMPLETED
     )

@@ -19,8 +19,8 @@ LAST_JOBS_SECONDS = 10.0
 
 NOTES = {
     "tuned": (
-        "psycopg, uvloop, concurrency = the workers; an own pool, in autocommit and without a check at each checkout, with"
-        f" the documented connection per worker and one more, but {LARGEST_POOL} at most"
+        "psycopg, uvloop, concurrency = the workers; an own pool, in autocommit and without a check at each checkout,"
+        f" with the documented connection per worker and one more, but {LARGEST_POOL} at most"
     ),
     "default": "psycopg, asyncio's own loop, concurrency = the workers, the pool's default of 4 connections",
     "unequal": (
@@ -87,6 +87,10 @@ class Bench:
     async def defer(self, start: int, count: int) -> None:
         """Insert the jobs `start` to `start + count - 1` with one call."""
         await self.task.batch_defer_async(*[{"number": number, "at": 0} for number in range(start, start + count)])
+
+    async def defer_one(self, number: int) -> None:
+        """Insert one job, with the time at which that begins."""
+        await self.task.defer_async(number=number, at=time.time())
 
     async def defer_all(self, count: int, batch: int) -> None:
         """Insert the jobs 0 to `count - 1`."""
@@ -196,7 +200,7 @@ async def work(child: Child) -> None:
 
 async def latency(child: Child) -> None:
     """Insert at a fixed rate, and note when each job starts."""
-    rate, count = child.task["rate"], round(child.task["rate"] * child.task["seconds"])
+    count = round(child.task["rate"] * child.task["seconds"])
     samples: list[tuple[int, float, float]] = []
     complete = asyncio.Event()
 
@@ -211,11 +215,7 @@ async def latency(child: Child) -> None:
     async with bench.connected():
         worker = bench.start()
         await asyncio.sleep(1)
-        began, inserts = time.monotonic(), []
-        for number in range(count):
-            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-            inserts.append(asyncio.create_task(_defer_one(bench, number)))
-        await asyncio.gather(*inserts)
+        await child.insert_evenly(count, bench.defer_one)
         await asyncio.wait(
             {worker, asyncio.create_task(complete.wait())},
             timeout=LAST_JOBS_SECONDS,
@@ -225,10 +225,6 @@ async def latency(child: Child) -> None:
         await until_stop(child, worker)
         await end(worker)
     child.stopped()
-
-
-async def _defer_one(bench: Bench, number: int) -> None:
-    await bench.task.defer_async(number=number, at=time.time())
 
 
 if __name__ == "__main__":

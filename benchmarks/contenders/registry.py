@@ -69,14 +69,16 @@ def _installed(package: str) -> Callable[[], str]:
 
 
 def _riverq(name: str, driver: str, rounds: int, how: str) -> Contender:
-    tuned = "fetch_cooldown 2 ms and fetch_poll_interval 20 ms as in Go River's own bench command, uvloop"
+    tuned = "fetch_cooldown 2 ms and fetch_poll_interval 20 ms as in River's own bench command"
+    if how.startswith("AsyncClient"):  # a sync Client makes its loop itself, in a thread of its own
+        tuned += ", uvloop"
     return Contender(
         name=name,
         family="river",
         rounds=rounds,
         command=_here("riverq_child"),
         tables=RIVER,
-        notes={"tuned": f"{how}; {tuned}", "default": f"{how}; all defaults, asyncio's own loop"},
+        notes={"tuned": f"{how}; {tuned}", "default": f"{how}; all defaults"},
         version=_installed("riverq"),
         extra={"driver": driver},
     )

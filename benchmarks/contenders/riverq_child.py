@@ -295,13 +295,7 @@ async def _insert_evenly(child: Child, client: Client, total: int) -> None:
         else:
             await client.insert_many(jobs_from(number))
 
-    began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        for number in range(0, total, batch):
-            delay = began + number / child.task["rate"] - time.monotonic()
-            if delay > 0:
-                await asyncio.sleep(delay)
-            group.create_task(insert_some(number))
+    await child.insert_evenly(total, insert_some, step=batch)
     threads.shutdown()
 
 

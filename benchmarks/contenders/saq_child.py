@@ -159,26 +159,17 @@ async def latency(child: Child) -> None:
     await child.go()
     await working.start()
     await asyncio.sleep(1)
-    await _enqueue_evenly(working.queue, working.wanted, child.task["rate"])
+
+    async def enqueue_one(number: int) -> None:
+        await working.queue.enqueue("bench", number=number, at=time.time())
+
+    await child.insert_evenly(working.wanted, enqueue_one)
     with suppress(TimeoutError):
         await asyncio.wait_for(working.all_in.wait(), 10)
     child.emit("result", samples=working.samples)
     await child.stop_requested()
     await working.stop()
     child.stopped()
-
-
-async def _enqueue_evenly(queue: Any, count: int, rate: float) -> None:
-    """Enqueue job `i` at i/rate, or at once where that is past; calls may overlap."""
-
-    async def enqueue_one(number: int) -> None:
-        await queue.enqueue("bench", number=number, at=time.time())
-
-    began = time.monotonic()
-    async with asyncio.TaskGroup() as group:
-        for number in range(count):
-            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-            group.create_task(enqueue_one(number))
 
 
 if __name__ == "__main__":

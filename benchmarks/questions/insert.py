@@ -10,7 +10,7 @@ from benchmarks.harness.meter import Meter
 from benchmarks.harness.server import RUN_DATABASE
 from benchmarks.harness.stage import CountMismatch, Stage, figures
 
-SECONDS = 4.0
+SECONDS = 3.0
 BATCH = 1000
 
 TITLES = {
@@ -29,7 +29,7 @@ def cells() -> list[Cell]:
             name=mode,
             title=title,
             measure=measure,
-            task={"mode": mode, "batch": BATCH, "seconds": SECONDS, "settings": "default"},
+            task={"mode": mode, "batch": BATCH, "seconds": SECONDS, "settings": "tuned"},
             contenders=(*ADAPTERS, *INSERTERS, *PEERS),
         )
         for mode, title in TITLES.items()

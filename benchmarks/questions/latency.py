@@ -26,7 +26,7 @@ def cells() -> list[Cell]:
             name=f"{rate}-{settings}",
             title=f"{rate} inserts/s, {settings} settings",
             measure=measure,
-            task={"rate": rate, "seconds": SECONDS if rate > 1 else 20, "workers": WORKERS, "settings": settings},
+            task={"rate": rate, "seconds": SECONDS if rate > 1 else 15, "workers": WORKERS, "settings": settings},
             contenders=(*ADAPTERS, *PEERS) if settings == "tuned" else MAIN,
             main="start_p50",
             unit="ms",
@@ -52,13 +52,15 @@ def measure(stage: Stage, contender: Contender, cell: Cell) -> Figures:
         query = contender.tables.ended
         ended = dict(conn.execute(query.encode()).fetchall()) if query is not None else {}
     expected = int(cell.task["rate"] * seconds)
-    if len(samples) != expected:
+    if len(samples) > expected:
         raise CountMismatch(f"{contender.name}: {expected} jobs were inserted, {len(samples)} ran")
+    late = expected - len(samples)
+    note = {"note": f"{late} of {expected} jobs had not started 10 s after the last insert"} if late else {}
     starts = [(started - inserted) * 1e3 for _, inserted, started in samples]
     ends = [(ended[number] - inserted) * 1e3 for number, inserted, _ in samples if number in ended]
-    if query is not None and len(ends) != expected:
+    if query is not None and not late and len(ends) != expected:
         raise CountMismatch(f"{contender.name}: {expected} jobs ran, {len(ends)} are finished in the table")
-    return figures(usage, len(samples), **percentiles("start", starts), **percentiles("end", ends))
+    return figures(usage, len(samples), **percentiles("start", starts), **percentiles("end", ends), **note)
 
 
 def percentiles(name: str, values: Sequence[float]) -> dict[str, float | None]:

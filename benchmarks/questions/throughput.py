@@ -6,15 +6,23 @@
 
 from __future__ import annotations
 
-from benchmarks.contenders.registry import ADAPTERS, PEERS
+from benchmarks.contenders.registry import ADAPTERS, PEERS, REFERENCE
 from benchmarks.harness.cell import Cell, Content
 from benchmarks.harness.stage import work
 
 BACKLOG = 100_000
 EVERYBODY = (*ADAPTERS, *PEERS)
 
-SLOWER = dict.fromkeys(PEERS, 20_000)
-"""Backlogs that peers can work within the cap."""
+SLOWER = {
+    "riverq-psycopg-sync": 40_000,
+    "riverq-pg8000": 40_000,
+    "pgqueuer": 20_000,
+    "chancy": 10_000,
+    "oban": 10_000,
+    "saq": 5_000,
+    "procrastinate": 4_000,
+}
+"""Backlogs that some work in five to twenty seconds, as the others work theirs."""
 
 
 def cells() -> list[Cell]:
@@ -32,7 +40,7 @@ def _noop() -> list[Cell]:
             task={"workers": workers, "settings": settings},
             contenders=EVERYBODY,
             content=Content(backlog=BACKLOG),
-            backlogs=SLOWER,
+            backlogs=SLOWER | ({REFERENCE: 15_000} if (workers, settings) == (100, "default") else {}),
         )
         for settings in ("tuned", "default")
         for workers in (100, 2000)
