@@ -14,12 +14,19 @@ from dataclasses import dataclass
 
 from benchmarks.contenders.registry import Contender
 from benchmarks.contenders.unavailable import ContenderUnavailable
+from benchmarks.harness import proc
 from benchmarks.harness.cell import Cell, Figures
 from benchmarks.harness.process import ChildFailed, ChildUnsupported
 from benchmarks.harness.stage import CountMismatch, Stage
 from benchmarks.harness.store import Record, Store
 
 REPETITIONS = 2
+
+QUIET_CORES = 0.2
+QUIET_SECONDS = 20.0
+"""A round begins when less than a fifth of a core is in use, or after this long."""
+
+_LOOK_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ def take(stage: Stage, turn: Turn) -> Record:
     def record(figures: Figures | None, **more: object) -> Record:
         return Record(cell.question, cell.name, contender.name, turn.round, figures, **more)  # type: ignore[arg-type]
 
+    wait_for_quiet()
     try:
         figures = cell.measure(stage, contender, cell)
     except (ChildUnsupported, ContenderUnavailable) as reason:
@@ -76,10 +84,24 @@ def take(stage: Stage, turn: Turn) -> Record:
     attempts = 1
     while figures.get("disturbed") and attempts <= REPETITIONS:
         attempts += 1
+        wait_for_quiet()
         with contextlib.suppress(ChildFailed, CountMismatch, TimeoutError):  # the attempt before it stands
             again = cell.measure(stage, contender, cell)
             figures = min(figures, again, key=lambda attempt: float(attempt["foreign_share"]))
     return record(figures, attempts=attempts, disturbed=bool(figures.pop("disturbed", False)))
+
+
+def wait_for_quiet(seconds: float = QUIET_SECONDS) -> bool:
+    """Wait until nobody works on this machine, but not for ever; whether it became quiet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        began, busy = time.monotonic(), proc.machine_busy_seconds()
+        time.sleep(_LOOK_SECONDS)
+        cores = (proc.machine_busy_seconds() - busy) / (time.monotonic() - began)
+        if cores <= QUIET_CORES:
+            return True
+        if time.monotonic() > deadline:
+            return False
 
 
 def describe(turn: Turn, record: Record) -> str:
