@@ -12,11 +12,21 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-from riverq.cli import demo, migrate, worker
+from riverq.cli import bench, demo, migrate, worker
 from riverq.errors import ConfigError, RiverqError
 from riverq.validation import nearest
 
-COMMANDS = ("migrate-up", "migrate-down", "migrate-list", "migrate-get", "validate", "worker", "demo", "version")
+COMMANDS = (
+    "migrate-up",
+    "migrate-down",
+    "migrate-list",
+    "migrate-get",
+    "validate",
+    "worker",
+    "bench",
+    "demo",
+    "version",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     migrate.add_parsers(commands)
     worker.add_parser(commands)
+    bench.add_parser(commands)
     demo.add_parser(commands)
     show = commands.add_parser("version", help="print the version")
     show.set_defaults(run=_version)

@@ -39,7 +39,7 @@ def one_sentence(error: str) -> str:
         ([], "required: COMMAND (see riverq --help)"),
         (["migrateup"], "unknown command 'migrateup': did you mean 'migrate-up'?"),
         (["wroker", "x:y"], "unknown command 'wroker': did you mean 'worker'?"),
-        (["quux"], "unknown command 'quux': known: demo, migrate-down,"),
+        (["quux"], "unknown command 'quux': known: bench, demo, migrate-down,"),
         (["worker"], "required: MODULE:ATTRIBUTE"),
         (["worker", ".x:y"], "expected module:attribute, got: '.x:y'"),
         (["worker", "os:path", "--soft-stop-timeout", "1e400h"], "expected a time such as 30s, 500ms or 5m"),
