@@ -94,7 +94,7 @@ build: setup ## Build the wheel and the sdist into dist/, and try the wheel in a
 
 .PHONY: bench
 bench: setup ## Measure riverq, Go River and other queues (ONLY="throughput insert" picks questions, RESUME=1 continues, ARGS=--help)
-	$(BIN)/python -m benchmarks $(ONLY) $(if $(RESUME),--resume) $(ARGS)
+	$(BIN)/python -m benchmarks $(ONLY) $(if $(filter-out 0 no,$(RESUME)),--resume) $(ARGS)
 
 .PHONY: clean
 clean: ## Remove what was built or cached; .venv stays

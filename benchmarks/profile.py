@@ -43,6 +43,7 @@ EXPLAIN = {
     "log_line_prefix": "",
 }
 RATE_PER_SECOND = 250
+SPY = str(Path(sys.executable).with_name("py-spy"))
 TOP = 12
 
 
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names:
         if name not in everybody or everybody[name].family != "river":
             sys.exit(f"profile: {name!r} does not work River's tables")
+    if not shutil.which(SPY):
+        sys.exit(f"profile: {SPY} is not installed (pip install 'riverq[bench]')")
     for name in names:
         print(f"## {name}\n", flush=True)
         print("\n\n".join(_sections(everybody, everybody[name])), flush=True)
@@ -150,16 +153,20 @@ def _which(query: str) -> str | None:
 
 def _spied(stage: Stage, contender: Contender, path: Path) -> list[str]:
     """A run with py-spy beside the child; its stacks."""
-    spy = shutil.which("py-spy") or str(Path(sys.executable).with_name("py-spy"))
-    command = [spy, "record", "--rate", str(RATE_PER_SECOND), "--format", "raw", "--output", str(path), "--pid"]
+    command = [SPY, "record", "--rate", str(RATE_PER_SECOND), "--format", "raw", "--output", str(path), "--pid"]
     running: list[subprocess.Popen[bytes]] = []
 
     def fasten(pid: int) -> None:
         running.append(subprocess.Popen([*command, str(pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
-    work(replace(stage, at_start=fasten), contender, CELL)
-    for process in running:
-        process.wait(30)  # it writes when the child has gone
+    try:
+        work(replace(stage, at_start=fasten), contender, CELL)
+        for process in running:
+            process.wait(30)  # it writes when the child has gone
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
     return path.read_text().splitlines()
 
 

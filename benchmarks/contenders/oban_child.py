@@ -120,8 +120,8 @@ async def insert(child: Child) -> None:
         else:
             await oban.enqueue_many(make_jobs(bench, count, count + batch))
             count += batch
+    child.emit("result", count=count)  # the clock stops here, not after closing
     await pool.close()
-    child.emit("result", count=count)
 
 
 def make_oban(child: Child, pool: Any) -> Any:

@@ -151,7 +151,7 @@ async def insert(child: Child) -> None:
         while time.monotonic() < end:
             await call(count)
             count += size
-    child.emit("result", count=count)
+        child.emit("result", count=count)  # the clock stops here, not after closing
 
 
 async def until_stop(child: Child, worker: asyncio.Task[None], *others: asyncio.Task[None]) -> None:

@@ -165,6 +165,7 @@ def make_config(child: Child, workers: riverq.Workers) -> riverq.Config:
     return riverq.Config(
         workers=workers,
         queues={"default": riverq.QueueConfig(max_workers=task["workers"])},
+        fetch_eager=task["eager"],
         poll_only=not task.get("listen", True),
         schema=task.get("schema"),
         **options,

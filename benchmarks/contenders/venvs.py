@@ -48,7 +48,7 @@ def _environment(root: Path, name: str, candidates: Sequence[Path] | Iterator[Pa
     requirements = root / "benchmarks" / f"requirements-{name}.txt"
     folder = root / ".cache" / f"bench-{name}"
     python, stamp = folder / "bin" / "python", folder / _STAMP
-    content = requirements.read_text()
+    content = f"# for {sys.version}\n{requirements.read_text()}"
     if python.exists() and stamp.exists() and stamp.read_text() == content:
         return python
     base = next((candidate for candidate in candidates if _can_make_venvs(candidate)), None)

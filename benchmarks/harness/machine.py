@@ -42,7 +42,7 @@ def facts(server: Server) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {
             "cpu": cpu_model(_read("/proc/cpuinfo")),
-            "cores": os.cpu_count() or 1,
+            "cores": len(os.sched_getaffinity(0)),
             "memory_gb": memory_gb(_read("/proc/meminfo")),
             "kernel": f"{platform.system()} {platform.release()}",
             "virtualisation": virtualisation(),

@@ -15,8 +15,11 @@ from benchmarks.harness import proc
 from benchmarks.harness.server import Server
 
 FOREIGN_LIMIT = 0.05
-"""Share of all cores' time that others may have before a round counts as disturbed. What the kernel itself does for the
-run (writing back, sockets' soft interrupts) is in it, 1 to 3 % on two cores."""
+"""Share of all cores' time that others may have before a round counts as disturbed. The difference of two clocks is a
+little uncertain, and may come out below zero."""
+
+CORES = len(os.sched_getaffinity(0))
+"""Those that this process, and so all that it starts, may use."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Usage:
 
     def per_job(self, jobs: int) -> dict[str, float]:
         """The figures of a report: microseconds, bytes and statements a job; memory stays as it is."""
-        count = max(jobs, 1)
+        count = max(jobs, 1)  # a run without a job still has its memory and its cores
         return {
             "client_cpu_us": self.client_cpu / count * 1e6,
             "postgres_cpu_us": self.postgres_cpu / count * 1e6,
@@ -93,7 +96,7 @@ class Meter:
             seconds=seconds,
             client_cpu=client,
             postgres_cpu=postgres,
-            foreign_share=max(0.0, foreign) / (seconds * (os.cpu_count() or 1)),
+            foreign_share=foreign / (seconds * CORES),
             wal_bytes=now.wal - began.wal,
             statements=now.statements - began.statements,
             memory_bytes=proc.peak_memory_bytes(self._clients),

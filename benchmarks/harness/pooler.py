@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -24,9 +25,17 @@ def find_pgbouncer() -> str | None:
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 
 
+@dataclass(frozen=True)
+class Pooler:
+    """A running PgBouncer: the way through it, and its process's number."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def running_pgbouncer(command: str, url: str, pool_mode: str) -> Iterator[tuple[str, int]]:
-    """Gives the URL through it and its process's number."""
+def running_pgbouncer(command: str, url: str, pool_mode: str) -> Iterator[Pooler]:
+    """PgBouncer in front of the database of `url`, for as long as the block runs."""
     target = make_url(url)
     port = free_port("127.0.0.1")
     account = unprivileged_account()
@@ -50,7 +59,7 @@ def running_pgbouncer(command: str, url: str, pool_mode: str) -> Iterator[tuple[
     try:
         through = target.set(port=port).render_as_string(hide_password=False)
         _wait_until_up(through, process, folder / "log")
-        yield through, process.pid
+        yield Pooler(through, process.pid)
     finally:
         process.kill()
         process.wait()

@@ -7,26 +7,20 @@ disturbed by other load is repeated, at most twice; what then still is disturbed
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.contenders.registry import Contender
 from benchmarks.contenders.unavailable import ContenderUnavailable
-from benchmarks.harness import proc
 from benchmarks.harness.cell import Cell, Figures
-from benchmarks.harness.process import ChildFailed, ChildUnsupported
-from benchmarks.harness.stage import CountMismatch, Stage
+from benchmarks.harness.process import ChildUnsupported
+from benchmarks.harness.stage import Stage
 from benchmarks.harness.store import Record, Store
 
 REPETITIONS = 2
-
-QUIET_CORES = 0.2
-QUIET_SECONDS = 20.0
-"""A round begins when less than a fifth of a core is in use, or after this long."""
-
-_LOOK_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ def turns(cells: Sequence[Cell], contenders: Sequence[Contender], rounds: int | 
 
 def run(stage: Stage, store: Store, everything: Sequence[Turn]) -> None:
     """Run what is not in the store yet."""
-    left = [turn for turn in everything if not store.has(turn.cell, turn.contender.name, turn.round)]
+    left = missing(store, everything, stage.place)
     done = len(everything) - len(left)
     if done:
         say(f"{done} of {len(everything)} rounds are there already")
@@ -67,41 +61,45 @@ def run(stage: Stage, store: Store, everything: Sequence[Turn]) -> None:
         say(f"[{position}/{len(everything)} {time.monotonic() - began:5.0f} s] {describe(turn, record)}")
 
 
+def missing(store: Store, everything: Sequence[Turn], place: str) -> list[Turn]:
+    """What is not in the store yet, or is there from another machine, another version or another definition."""
+    return [
+        turn
+        for turn in everything
+        if not store.has(turn.cell, turn.contender.name, turn.round, fingerprint(turn, place))
+    ]
+
+
+def fingerprint(turn: Turn, place: str) -> str:
+    """What a figure depends on and a resumed run must have in common with the first: where, who, and what was asked."""
+    cell, contender = turn.cell, turn.contender
+    asked = [dict(cell.task), cell.content_for(contender.name).counts, cell.backlogs.get(contender.name)]
+    parts = [place, contender.name, contender.version(), dict(contender.extra), asked]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def take(stage: Stage, turn: Turn) -> Record:
     """One turn, repeated while others disturb it."""
     cell, contender = turn.cell, turn.contender
 
     def record(figures: Figures | None, **more: object) -> Record:
-        return Record(cell.question, cell.name, contender.name, turn.round, figures, **more)  # type: ignore[arg-type]
+        mark = fingerprint(turn, stage.place)
+        return Record(cell.question, cell.name, contender.name, turn.round, figures, mark, **more)  # type: ignore[arg-type]
 
-    wait_for_quiet()
+    attempts, figures = 0, None
     try:
-        figures = cell.measure(stage, contender, cell)
-    except (ChildUnsupported, ContenderUnavailable) as reason:
+        while figures is None or (figures["disturbed"] and attempts <= REPETITIONS):
+            attempts += 1
+            again: Figures = {"foreign_share": 0.0, "disturbed": False, **cell.measure(stage, contender, cell)}
+            figures = min(figures or again, again, key=lambda attempt: float(attempt["foreign_share"]))
+    except ChildUnsupported as reason:
         return record(None, unsupported=str(reason))
-    except (ChildFailed, CountMismatch, TimeoutError) as reason:
-        return record(None, failed=f"{type(reason).__name__}: {reason}")
-    attempts = 1
-    while figures.get("disturbed") and attempts <= REPETITIONS:
-        attempts += 1
-        wait_for_quiet()
-        with contextlib.suppress(ChildFailed, CountMismatch, TimeoutError):  # the attempt before it stands
-            again = cell.measure(stage, contender, cell)
-            figures = min(figures, again, key=lambda attempt: float(attempt["foreign_share"]))
-    return record(figures, attempts=attempts, disturbed=bool(figures.pop("disturbed", False)))
-
-
-def wait_for_quiet(seconds: float = QUIET_SECONDS) -> bool:
-    """Wait until nobody works on this machine, but not for ever; whether it became quiet."""
-    deadline = time.monotonic() + seconds
-    while True:
-        began, busy = time.monotonic(), proc.machine_busy_seconds()
-        time.sleep(_LOOK_SECONDS)
-        cores = (proc.machine_busy_seconds() - busy) / (time.monotonic() - began)
-        if cores <= QUIET_CORES:
-            return True
-        if time.monotonic() > deadline:
-            return False
+    except ContenderUnavailable as reason:
+        return record(None, unsupported=str(reason), unavailable=True)
+    except Exception as reason:  # noqa: BLE001  # one contender's failure is a result; the others still have their turns
+        return record(None, failed=f"{type(reason).__name__}: {reason}", attempts=attempts)
+    disturbed = bool(figures.pop("disturbed"))
+    return record(figures, attempts=attempts, disturbed=disturbed)
 
 
 def describe(turn: Turn, record: Record) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from riverq.demo.postgres import ThrowawayPostgres
+from riverq.demo.postgres import PostgresStartError, ThrowawayPostgres, find_binaries
 
 SETTINGS = {
     "shared_buffers": "1GB",
@@ -27,9 +27,12 @@ SETTINGS = {
     "track_commit_timestamp": "on",
 }
 """Larger buffers and fewer checkpoints than Postgres's defaults, as on any server that is in earnest; commit times tell
-when a job's end became visible. All else is Postgres's default, autovacuum and synchronous_commit included."""
+when a job's end was committed (before its WAL was flushed, for everybody alike). All else is Postgres's default,
+autovacuum and synchronous_commit included."""
 
 RUN_DATABASE = "bench_run"
+OLDEST = 150_000
+"""The first version that copies a template's files when asked to."""
 
 
 class Server:
@@ -40,15 +43,8 @@ class Server:
         self.admin = psycopg.connect(postgres.url("postgres"), autocommit=True)
         self._made: set[str] = set()
         self.admin.execute("CREATE ROLE bench SUPERUSER LOGIN")
-        self.has_statements = self._install_statements()
+        self.admin.execute("CREATE EXTENSION pg_stat_statements")
         self.version: str = self.value("SHOW server_version")
-
-    def _install_statements(self) -> bool:
-        try:
-            self.admin.execute("CREATE EXTENSION pg_stat_statements")
-        except psycopg.Error:
-            return False
-        return True
 
     @property
     def postmaster_pid(self) -> int:
@@ -117,13 +113,10 @@ class Server:
 
     def forget_statements(self) -> None:
         """Begin counting at zero, so that entries are never evicted."""
-        if self.has_statements:
-            self.admin.execute("SELECT pg_stat_statements_reset()")
+        self.admin.execute("SELECT pg_stat_statements_reset()")
 
     def statements(self, database: str) -> int:
-        """Statements that contenders ran in `database`, transaction control included; 0 without the extension."""
-        if not self.has_statements:
-            return 0
+        """Statements that contenders ran in `database`, transaction control included."""
         query = """
             SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
             WHERE d.datname = %s AND s.userid = 'bench'::regrole
@@ -143,9 +136,17 @@ class Server:
 
 @contextmanager
 def running_server(settings: Mapping[str, str] = SETTINGS) -> Iterator[Server]:
-    """Start one for as long as the block runs."""
-    with ThrowawayPostgres(fsync=True, settings=settings) as postgres:
+    """Start one for as long as the block runs. Raises PostgresStartError where this machine has none that will do."""
+    binaries = find_binaries()
+    if not list(binaries.folder.parent.glob("lib/**/pg_stat_statements.*")):
+        raise PostgresStartError(
+            f"the Postgres in {binaries.folder} comes without pg_stat_statements "
+            "(install Postgres 15 or newer with its contrib modules; on Debian and Ubuntu: apt-get install postgresql)"
+        )
+    with ThrowawayPostgres(fsync=True, settings=settings, binaries=binaries) as postgres:
         server = Server(postgres)
+        if server.admin.info.server_version < OLDEST:
+            raise PostgresStartError(f"Postgres {server.version} is too old for the benchmark, it needs 15 or newer")
         try:
             yield server
         finally:

@@ -15,7 +15,9 @@ from benchmarks.contenders.registry import ROOT, Contender
 from benchmarks.harness.cell import Cell, Content, Figures
 from benchmarks.harness.fill import fill_template
 from benchmarks.harness.meter import Meter, Usage
-from benchmarks.harness.process import ChildProcess
+from benchmarks.harness.pooler import Pooler
+from benchmarks.harness.process import STOP_SECONDS, ChildFailed, ChildProcess
+from benchmarks.harness.quiet import wait_for_quiet
 from benchmarks.harness.server import RUN_DATABASE, Server
 
 CAP_SECONDS = 30.0
@@ -37,6 +39,8 @@ class Stage:
     server: Server
     contenders: Mapping[str, Contender]
     logs: Path
+    place: str = ""
+    """The machine and its Postgres, in short: figures of one place are not those of another."""
     beside: dict[str, Figures | Exception] = field(default_factory=dict)
     """What was measured for one contender beside another, until its own turn comes."""
     at_start: Callable[[int], None] = lambda pid: None
@@ -67,6 +71,7 @@ class Stage:
             started = [stack.enter_context(ChildProcess(contender.command(), full, log, ROOT)) for _ in range(count)]
             for child in started:
                 child.ready()
+            wait_for_quiet()
             yield started
 
 
@@ -89,17 +94,22 @@ def work(stage: Stage, contender: Contender, cell: Cell) -> Figures:
         return work_on(stage, contender, cell, conn)
 
 
+Count = Callable[[Connection, int], tuple[int, str | None]]
+
+
 def work_on(
     stage: Stage,
     contender: Contender,
     cell: Cell,
     conn: Connection,
     *,
-    url: str | None = None,
-    more: Sequence[int] = (),
+    through: Pooler | None = None,
+    count: Count = lambda _conn, finished: (finished, None),
 ) -> Figures:
-    """The same on a database that is there; `url` leads elsewhere than straight to it (through a pooler)."""
-    count = int(cell.task.get("processes", 1))
+    """The same on a database that is there, straight or through a pooler.
+
+    `count` makes of the finished jobs what the rate counts, and may add a note.
+    """
     until = cell.jobs_for(contender.name)
     task = {
         "task": "work",
@@ -108,22 +118,30 @@ def work_on(
         "until": until,
         "insert": until if cell.task.get("insert") else 0,
     }
-    if url is not None:
-        task["url"] = url
-    with stage.children(contender, task, count) as children:
-        meter = Meter(stage.server, RUN_DATABASE, [child.pid for child in children], more)
+    if through is not None:
+        task["url"] = through.url
+    with stage.children(contender, task, int(cell.task.get("processes", 1))) as children:
+        meter = Meter(stage.server, RUN_DATABASE, [child.pid for child in children], [through.pid] if through else [])
         meter.start()
         for child in children:
             stage.at_start(child.pid)
             child.go()
         capped = not _wait(children, until, conn, contender.tables.remaining)
+        # Whoever was cut off works on while this is counted: count first, then stop the clock.
+        done, note = count(conn, _count(conn, contender.tables.finished)) if capped else (until, None)
         usage = meter.stop()
-        finished = _count(conn, contender.tables.finished)
-        executed = sum(child.stop() for child in children)
-    after = _count(conn, contender.tables.finished)
-    if not capped and (executed != until or after != until):
-        raise CountMismatch(f"{contender.name}: {until} jobs, {executed} runs, {after} finished in the table")
-    return figures(usage, finished, executed=executed, capped=capped)
+        executed = [child.stop() for child in children]
+    _check(contender, until, sum(executed), _count(conn, contender.tables.finished), capped=capped)
+    more = {"note": note} if note else {}
+    return figures(usage, done, executed=sum(executed), capped=capped, **more)
+
+
+def _check(contender: Contender, until: int, executed: int, finished: int, *, capped: bool) -> None:
+    """Every job once. Who was cut off may have run jobs whose end it could not write any more."""
+    if executed < 0:
+        raise ChildFailed(f"{contender.name} did not stop within {STOP_SECONDS:g} s")
+    if executed < finished or (not capped and (executed != until or finished != until)):
+        raise CountMismatch(f"{contender.name}: {until} jobs, {executed} runs, {finished} finished in the table")
 
 
 def _wait(children: Sequence[ChildProcess], until: int, conn: Connection, remaining: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from benchmarks.harness.cell import Cell
 class Record:
     """One contender's round of one cell.
 
-    `figures` is None where the contender cannot do it (`unsupported`) or broke down (`failed`). `attempts` counts the
-    repetitions that a disturbed round had; `disturbed` says that the last one was, too.
+    `figures` is None where the contender cannot do it (`unsupported`; `unavailable` if only this machine is to blame)
+    or broke down (`failed`). `attempts` counts the repetitions that a disturbed round had; `disturbed` says that the
+    one that stands was, too.
     """
 
     question: str
@@ -25,7 +27,9 @@ class Record:
     contender: str
     round: int
     figures: dict[str, Any] | None
+    fingerprint: str = ""
     unsupported: str | None = None
+    unavailable: bool = False
     failed: str | None = None
     attempts: int = 1
     disturbed: bool = False
@@ -38,18 +42,28 @@ class Store:
         self.folder = folder
         self.logs = folder / "logs"
         self._rounds = folder / "rounds"
+        self._make_folders()
+
+    def _make_folders(self) -> None:
         self._rounds.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(exist_ok=True)
 
-    def clear(self) -> None:
-        """Begin a new run."""
-        for path in (*self._rounds.iterdir(), *self.logs.iterdir(), self.folder / "run.json"):
-            path.unlink(missing_ok=True)
+    def set_aside(self) -> None:
+        """Begin a new run; the last one is kept beside it until the next."""
+        if not any(self._rounds.iterdir()):
+            return
+        before = self.folder.with_name(f"{self.folder.name}-before")
+        shutil.rmtree(before, ignore_errors=True)
+        self.folder.rename(before)
+        self._make_folders()
 
-    def has(self, cell: Cell, contender: str, number: int) -> bool:
-        """Whether that round is there and need not be run again (one that failed is tried again)."""
+    def has(self, cell: Cell, contender: str, number: int, fingerprint: str) -> bool:
+        """Whether that round is there and need not be run again; one that failed or could not be run is tried again."""
         path = self._path(cell.question, cell.name, contender, number)
-        return path.exists() and json.loads(path.read_text())["failed"] is None
+        if not path.exists():
+            return False
+        record = Record(**json.loads(path.read_text()))
+        return record.fingerprint == fingerprint and record.failed is None and not record.unavailable
 
     def write(self, record: Record) -> None:
         """Keep one round; the file is there whole or not at all."""

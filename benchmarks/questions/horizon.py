@@ -1,14 +1,16 @@
 """What a transaction that stays open costs: for ten minutes it keeps Postgres from removing any dead row, while 800
-jobs a second come and go. riverq and Go River run beside each other, each on a database of its own with such a
-transaction. A job's start is here the moment of its claim, by Postgres's clock.
+jobs a second come and go. riverq and Go River run beside each other, each on a Postgres of its own with such a
+transaction, so that CPU can be told apart. A job's wait counts from just before its insert to its claim (start) and to
+the commit that ends it (end).
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
@@ -16,26 +18,28 @@ import psycopg
 from benchmarks.contenders.registry import REFERENCE, ROOT, Contender
 from benchmarks.harness import proc
 from benchmarks.harness.cell import Cell, Content, Figures
-from benchmarks.harness.process import ChildFailed, ChildProcess
+from benchmarks.harness.meter import CORES, FOREIGN_LIMIT
+from benchmarks.harness.process import ChildProcess
+from benchmarks.harness.quiet import wait_for_quiet
+from benchmarks.harness.server import RUN_DATABASE, Server, running_server
 from benchmarks.harness.stage import Stage
 
 RATE = 800
 MINUTES = 10
-STEP_SECONDS = 30.0
+STEP_SECONDS = 60.0
 PAIR = ("riverq-asyncpg", REFERENCE)
 
-# The claim's wait is told by the rows themselves: both clients write attempted_at by the database's clock.
+# Both clients write attempted_at by the database's clock, which is that of the machine, as is `at`.
 SERIES = """
     SELECT count(*),
            percentile_cont(0.5) WITHIN GROUP (ORDER BY start_ms),
            percentile_cont(0.99) WITHIN GROUP (ORDER BY start_ms),
            percentile_cont(0.5) WITHIN GROUP (ORDER BY end_ms),
            percentile_cont(0.99) WITHIN GROUP (ORDER BY end_ms)
-    FROM (SELECT extract(epoch FROM attempted_at - created_at) * 1e3 AS start_ms,
-                 extract(epoch FROM pg_xact_commit_timestamp(xmin) - created_at) * 1e3 AS end_ms
-          FROM river_job
-          WHERE kind = 'bench' AND state = 'completed'
-            AND created_at >= to_timestamp(%s) AND created_at < to_timestamp(%s)) jobs
+    FROM (SELECT extract(epoch FROM attempted_at - at) * 1e3 AS start_ms,
+                 extract(epoch FROM pg_xact_commit_timestamp(xmin) - at) * 1e3 AS end_ms
+          FROM (SELECT *, xmin, to_timestamp((args ->> 'at')::float8) AS at FROM river_job) jobs
+          WHERE kind = 'bench' AND state = 'completed' AND at >= to_timestamp(%s) AND at < to_timestamp(%s)) waits
 """
 
 
@@ -45,12 +49,12 @@ def cells() -> list[Cell]:
         Cell(
             question="horizon",
             name="pinned",
-            title=f"{MINUTES} minutes at {RATE} jobs/s with the horizon pinned, 100 workers, default settings",
+            title=f"{MINUTES} minutes at {RATE} jobs/s with the horizon pinned, 500 workers, default settings",
             measure=measure,
             task={
                 "rate": RATE,
                 "seconds": MINUTES * 60,
-                "workers": 100,
+                "workers": 500,
                 "settings": "default",
                 "samples": False,
                 "batch": 20,
@@ -66,11 +70,11 @@ def cells() -> list[Cell]:
 
 
 def measure(stage: Stage, contender: Contender, cell: Cell) -> Figures:
-    """Both run at once; the second one asked for gets what was measured beside the first."""
+    """Both run at once; the second one asked for gets what was measured beside the first, a failure too."""
     if contender.name not in stage.beside:
         try:
             stage.beside.update(_measure_pair(stage, cell))
-        except (ChildFailed, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001  # raised below, for each of the two
             stage.beside.update(dict.fromkeys(PAIR, error))
     found = stage.beside.pop(contender.name)
     if isinstance(found, Exception):
@@ -78,62 +82,82 @@ def measure(stage: Stage, contender: Contender, cell: Cell) -> Figures:
     return found
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Look:
+    """CPU seconds so far, and when."""
+
+    at: float
+    client: float
+    postgres: float
+    wal: int
+
+
+@dataclass(frozen=True)
 class _Side:
-    """One of the two: its database, its process, and what was seen every half a minute."""
+    """One of the two: its server, its process, and what was seen every minute."""
 
     contender: Contender
-    database: str
+    server: Server
     conn: psycopg.Connection[Any]
     child: ChildProcess
-    seen: list[tuple[float, float, float]]
+    seen: list[_Look] = field(default_factory=list)
 
-    def look(self, url: str) -> None:
-        """Note the time, and the CPU that client and backends had so far."""
-        times = proc.all_times()
-        with psycopg.connect(url) as conn:
-            rows = conn.execute("SELECT pid FROM pg_stat_activity WHERE datname = %s", (self.database,)).fetchall()
-        backends = sum(times[pid].own for (pid,) in rows if pid in times)
-        self.seen.append((time.time(), proc.tree_cpu_seconds([self.child.pid], times), backends))
+    def look(self, times: dict[int, proc.ProcessTimes]) -> None:
+        """Note what it has used so far."""
+        client = proc.tree_cpu_seconds([self.child.pid], times)
+        postgres = proc.tree_cpu_seconds([self.server.postmaster_pid], times)
+        self.seen.append(_Look(time.time(), client, postgres, self.server.wal_position()))
 
 
 def _measure_pair(stage: Stage, cell: Cell) -> dict[str, Figures]:
-    seconds = float(cell.task["seconds"])
-    admin = stage.server.url("postgres", user="postgres")
     with ExitStack() as stack:
         sides = [stack.enter_context(_side(stage, stage.contenders[name], cell)) for name in PAIR]
+        wait_for_quiet()
+        foreign = _run(sides, float(cell.task["seconds"]))
         for side in sides:
-            side.child.go()
-        deadline = time.monotonic() + seconds + 3
-        while time.monotonic() < deadline:
-            for side in sides:
-                side.child.check()
-                side.look(admin)
-            time.sleep(max(0.0, min(STEP_SECONDS, deadline - time.monotonic())))
-        for side in sides:
-            side.look(admin)
-        for side in sides:
-            side.child.expect("result", 60)
+            side.child.expect("result", 90)
             side.child.stop()
-        return {side.contender.name: _figures(side, cell) for side in sides}
+        return {side.contender.name: {**_figures(side, cell), **foreign} for side in sides}
+
+
+def _run(sides: list[_Side], seconds: float) -> Figures:
+    """Let them go, look every minute, and say what others used meanwhile."""
+    began, busy = time.monotonic(), proc.machine_busy_seconds()
+    harness = proc.all_times()[os.getpid()].own
+    for side in sides:
+        side.child.go()
+    while True:
+        times = proc.all_times()
+        for side in sides:
+            side.child.check()
+            side.look(times)
+        left = began + seconds + 3 - time.monotonic()
+        if left <= 0:
+            break
+        time.sleep(min(STEP_SECONDS, left))
+    used = sum(
+        side.seen[-1].client + side.seen[-1].postgres - side.seen[0].client - side.seen[0].postgres for side in sides
+    )
+    used += times[os.getpid()].own - harness
+    foreign = (proc.machine_busy_seconds() - busy - used) / ((time.monotonic() - began) * CORES)
+    return {"foreign_share": foreign, "disturbed": False, "noisy": foreign > FOREIGN_LIMIT}
 
 
 @contextmanager
 def _side(stage: Stage, contender: Contender, cell: Cell) -> Iterator[_Side]:
-    database = f"bench_{contender.family}_{contender.name.replace('-', '_')}"
-    url = stage.server.url(database, user="postgres")
-    stage.server.copy(stage.template(contender, cell.content), database)
-    try:
-        task = {"task": "latency", "url": stage.server.url(database), **cell.task, **contender.extra}
+    with running_server() as server:
+        template = replace(stage, server=server).template(contender, cell.content)
+        server.copy(template, RUN_DATABASE)
+        url = server.url(RUN_DATABASE, user="postgres")
+        task = {"task": "latency", "url": server.url(RUN_DATABASE), **cell.task, **contender.extra}
+        log = stage.logs / f"horizon-{contender.name}.log"
         with (
             _pinned_horizon(url),
             psycopg.connect(url, autocommit=True) as conn,
-            ChildProcess(contender.command(), task, stage.logs / f"horizon-{contender.name}.log", ROOT) as child,
+            ChildProcess(contender.command(), task, log, ROOT) as child,
         ):
             child.ready()
-            yield _Side(contender, database, conn, child, [])
-    finally:
-        stage.server.drop(database)
+            yield _Side(contender, server, conn, child)
 
 
 @contextmanager
@@ -147,34 +171,33 @@ def _pinned_horizon(url: str) -> Iterator[None]:
 
 def _figures(side: _Side, cell: Cell) -> Figures:
     first, last = side.seen[0], side.seen[-1]
-    series = [
-        _step(side.conn, before, after, first[0]) for before, after in zip(side.seen, side.seen[1:], strict=False)
-    ]
-    whole = _row(side.conn, first[0], last[0] + 60)
-    jobs = int(whole["jobs"])
+    steps = list(zip(side.seen, side.seen[1:], strict=False))
+    series = [_step(side.conn, before, after, first.at) for before, after in steps]
+    whole = _row(side.conn, first.at, last.at + 60)
+    jobs, wanted = int(whole["jobs"]), int(cell.task["rate"] * cell.task["seconds"])
     table = side.conn.execute(
         "SELECT pg_total_relation_size(relid) / 1e6, n_dead_tup FROM pg_stat_user_tables WHERE relname = 'river_job'"
     ).fetchone()
     size, dead = table or (0.0, 0)
+    missing = f"; {wanted - jobs} of {wanted} jobs were not done in time" if jobs != wanted else ""
     return {
         "jobs": jobs,
-        "seconds": last[0] - first[0],
+        "seconds": last.at - first.at,
         "rate": jobs / float(cell.task["seconds"]),
-        "client_cpu_us": (last[1] - first[1]) / max(jobs, 1) * 1e6,
-        "postgres_cpu_us": (last[2] - first[2]) / max(jobs, 1) * 1e6,
+        "client_cpu_us": (last.client - first.client) / max(jobs, 1) * 1e6,
+        "postgres_cpu_us": (last.postgres - first.postgres) / max(jobs, 1) * 1e6,
+        "wal_bytes": (last.wal - first.wal) / max(jobs, 1),
         **{name: value for name, value in whole.items() if name != "jobs"},
         "series": [step for step in series if step["jobs"]],
-        "note": f"at the end: table and indexes {float(size):,.0f} MB, {int(dead)} dead rows",
+        "note": f"at the end: table and indexes {float(size):,.0f} MB, {int(dead)} dead rows{missing}",
     }
 
 
-def _step(
-    conn: psycopg.Connection[Any], before: tuple[float, ...], after: tuple[float, ...], zero: float
-) -> Mapping[str, Any]:
-    row = _row(conn, before[0], after[0])
+def _step(conn: psycopg.Connection[Any], before: _Look, after: _Look, zero: float) -> dict[str, Any]:
+    row = _row(conn, before.at, after.at)
     count = max(int(row["jobs"]), 1)
-    cpu = {"client_us": (after[1] - before[1]) / count * 1e6, "postgres_us": (after[2] - before[2]) / count * 1e6}
-    return {"second": round(after[0] - zero), **row, **cpu}
+    client, postgres = (after.client - before.client) / count * 1e6, (after.postgres - before.postgres) / count * 1e6
+    return {"second": round(after.at - zero), **row, "client_us": client, "postgres_us": postgres}
 
 
 def _row(conn: psycopg.Connection[Any], begin: float, end: float) -> dict[str, Any]:

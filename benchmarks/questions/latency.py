@@ -52,8 +52,8 @@ def measure(stage: Stage, contender: Contender, cell: Cell) -> Figures:
         query = contender.tables.ended
         ended = dict(conn.execute(query.encode()).fetchall()) if query is not None else {}
     expected = int(cell.task["rate"] * seconds)
-    if len(samples) > expected:
-        raise CountMismatch(f"{contender.name}: {expected} jobs were inserted, {len(samples)} ran")
+    if len({number for number, _, _ in samples}) != len(samples) or len(samples) > expected:
+        raise CountMismatch(f"{contender.name}: {expected} jobs were inserted, {len(samples)} runs, some of one job")
     late = expected - len(samples)
     note = {"note": f"{late} of {expected} jobs had not started 10 s after the last insert"} if late else {}
     starts = [(started - inserted) * 1e3 for _, inserted, started in samples]

@@ -18,7 +18,7 @@ def cells() -> list[Cell]:
             name=mode,
             title=f"{mode.capitalize()} mode{'' if listens else ', polling'}, 100000 no-op jobs, 1000 workers, tuned",
             measure=measure,
-            task={"workers": 1000, "settings": "tuned", "listen": listens, "pgbouncer": True, "mode": mode},
+            task={"workers": 1000, "settings": "tuned", "listen": listens, "pgbouncer": not listens, "mode": mode},
             contenders=MAIN,
             content=Content(backlog=100_000),
         )
@@ -27,12 +27,15 @@ def cells() -> list[Cell]:
 
 
 def measure(stage: Stage, contender: Contender, cell: Cell) -> Figures:
-    """The same as straight to Postgres, with the pooler's CPU counted to nobody but kept out of "others"."""
+    """The same as straight to Postgres; the pooler's CPU is counted to nobody but kept out of "others".
+
+    In session mode everybody prepares statements as usual; in transaction mode nobody can.
+    """
     command = find_pgbouncer()
     if command is None:
         raise ContenderUnavailable("pgbouncer is not installed (Debian and Ubuntu: apt-get install pgbouncer)")
     with (
         stage.database(contender, cell.content) as conn,
-        running_pgbouncer(command, stage.server.url(RUN_DATABASE), cell.task["mode"]) as (url, pid),
+        running_pgbouncer(command, stage.server.url(RUN_DATABASE), cell.task["mode"]) as pooler,
     ):
-        return work_on(stage, contender, cell, conn, url=url, more=[pid])
+        return work_on(stage, contender, cell, conn, through=pooler)

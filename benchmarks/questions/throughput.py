@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from benchmarks.contenders.registry import ADAPTERS, PEERS, REFERENCE
+from benchmarks.contenders.registry import ADAPTERS, PATIENT, PEERS, REFERENCE
 from benchmarks.harness.cell import Cell, Content
 from benchmarks.harness.stage import work
 
@@ -16,13 +16,17 @@ EVERYBODY = (*ADAPTERS, *PEERS)
 SLOWER = {
     "riverq-psycopg-sync": 40_000,
     "riverq-pg8000": 40_000,
-    "pgqueuer": 20_000,
-    "chancy": 10_000,
-    "oban": 10_000,
+    "pgqueuer": 60_000,
+    "chancy": 40_000,
+    "oban": 20_000,
     "saq": 5_000,
     "procrastinate": 4_000,
 }
 """Backlogs that some work in five to twenty seconds, as the others work theirs."""
+
+BY_DEFAULT = SLOWER | {"pgqueuer": 20_000, "chancy": 10_000, "oban": 10_000}
+ASLEEP = SLOWER | {"pgqueuer": 20_000, "chancy": 10_000, "oban": 10_000}
+"""And those for default settings, and for jobs that take 10 ms."""
 
 
 def cells() -> list[Cell]:
@@ -38,13 +42,18 @@ def _noop() -> list[Cell]:
             title=f"No-op jobs from a backlog, {workers} workers, {settings} settings",
             measure=work,
             task={"workers": workers, "settings": settings},
-            contenders=EVERYBODY,
+            contenders=(*EVERYBODY, PATIENT) if workers == 100 else EVERYBODY,
             content=Content(backlog=BACKLOG),
-            backlogs=SLOWER | ({REFERENCE: 15_000} if (workers, settings) == (100, "default") else {}),
+            backlogs=(SLOWER if settings == "tuned" else BY_DEFAULT) | _patient(workers, settings),
         )
         for settings in ("tuned", "default")
         for workers in (100, 2000)
     ]
+
+
+def _patient(workers: int, settings: str) -> dict[str, int]:
+    """Who keeps a cooldown of 100 ms claims at most ten times a second."""
+    return dict.fromkeys((REFERENCE, PATIENT), 15_000) if (workers, settings) == (100, "default") else {}
 
 
 def _sleeping() -> list[Cell]:
@@ -57,7 +66,7 @@ def _sleeping() -> list[Cell]:
             task={"workers": workers, "settings": "tuned", "job": "sleep", "sleep_ms": 10},
             contenders=EVERYBODY,
             content=Content(backlog=backlog),
-            backlogs=SLOWER,
+            backlogs=ASLEEP,
         )
         for workers, backlog in ((32, 30_000), (128, BACKLOG))
     ]

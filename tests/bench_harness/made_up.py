@@ -87,6 +87,6 @@ def figures(rate: float, **more: Any) -> Figures:
 def records(cell: Cell, name: str, *rates: float, **more: Any) -> list[Record]:
     """Rounds 1, 2, … with these rates."""
     return [
-        Record(cell.question, cell.name, name, number, {**figures(1000.0), **more, cell.main: rate})
+        Record(cell.question, cell.name, name, number, {**figures(1000.0), **more, cell.main: rate}, "f")
         for number, rate in enumerate(rates, 1)
     ]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,18 @@ def test_this_process_is_among_all_and_has_memory() -> None:
     assert proc.peak_memory_bytes([os.getpid()]) > 1_000_000
 
 
-def test_idle_and_waiting_are_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The columns are user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice."""
-    text = "cpu  1 20 300 4000 50000 600000 7000000 80000000 900000000 0\ncpu0 5 5 5 5 5 5 5 5 5 5\n"
-    monkeypatch.setattr(Path, "read_text", lambda path: text)
-    ticks = 1 + 20 + 300 + 600_000 + 7_000_000 + 80_000_000
-    assert proc.machine_busy_seconds() == pytest.approx(ticks * proc.TICK)
+def test_what_is_not_idle_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The columns are user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice.
+
+    Two cores for ten seconds, one second of it at work, which the kernel's samples have missed.
+    """
+    moments = [(100.0, 4000, 50_000), (110.0, 4000 + 1500, 50_000 + 400)]
+
+    def busy(now: float, idle: int, waiting: int) -> float:
+        text = f"cpu  7 0 0 {idle} {waiting} 0 0 0 0 0\ncpu0 0 0\ncpu1 0 0\nctxt 5\ncpus 9\n"
+        monkeypatch.setattr(Path, "read_text", lambda path: text)
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: now)
+        return proc.machine_busy_seconds()
+
+    before, after = (busy(*moment) for moment in moments)
+    assert after - before == pytest.approx(2 * 10.0 - 1900 * proc.TICK)

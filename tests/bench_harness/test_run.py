@@ -10,25 +10,20 @@ import pytest
 from benchmarks.contenders.registry import Contender
 from benchmarks.contenders.unavailable import ContenderUnavailable
 from benchmarks.harness import run
-from benchmarks.harness.cell import Cell, Figures
+from benchmarks.harness.cell import Cell, Content, Figures
 from benchmarks.harness.process import ChildFailed, ChildUnsupported
-from benchmarks.harness.run import REPETITIONS, Turn, take, turns
+from benchmarks.harness.run import REPETITIONS, Turn, fingerprint, take, turns
+from benchmarks.harness.server import Server
 from benchmarks.harness.stage import CountMismatch, Stage
 from benchmarks.harness.store import Record, Store
 from tests.bench_harness.made_up import NOOP, contender, figures, records
 
-STAGE = cast(Stage, object())
+STAGE = Stage(cast(Server, None), {}, Path(), "here")
 A, B, C, ONCE = (contender(name, rounds) for name, rounds in (("a", 3), ("b", 3), ("c", 3), ("once", 1)))
 CELL = replace(NOOP, contenders=("a", "b", "c", "once"))
 OTHER = replace(CELL, name="other", contenders=("a", "b"))
 
 Answer = Figures | Exception
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for this machine to become quiet, which it is not while tests run."""
-    monkeypatch.setattr(run, "wait_for_quiet", lambda: True)
 
 
 def _order(found: list[Turn]) -> list[str]:
@@ -82,8 +77,9 @@ def _disturbed(rate: int, *, share: float) -> dict[str, Any]:
 
 def test_an_undisturbed_round_is_taken_once() -> None:
     cell, asked = _measured({**figures(1000.0), "disturbed": False})
-    record = take(STAGE, Turn(cell, A, 2))
-    assert record == Record(cell.question, cell.name, "a", 2, figures(1000.0))
+    turn = Turn(cell, A, 2)
+    mark = fingerprint(turn, "here")
+    assert take(STAGE, turn) == Record(cell.question, cell.name, "a", 2, figures(1000.0), mark)
     assert asked() == 1
 
 
@@ -102,10 +98,12 @@ def test_a_round_that_stays_disturbed_is_kept_and_marked() -> None:
     assert record.figures == {"rate": 1, "foreign_share": 0.1}, "the least disturbed one stands"
 
 
-def test_a_repetition_that_fails_leaves_what_was_measured_before() -> None:
-    cell, _asked = _measured(_disturbed(1, share=0.2), *[ChildFailed("ended early")] * REPETITIONS)
+def test_a_repetition_that_fails_is_a_failure() -> None:
+    """A job lost in the second attempt is not made good by the first."""
+    cell, asked = _measured(_disturbed(1, share=0.2), CountMismatch("2 jobs, 1 run"))
     record = take(STAGE, Turn(cell, A, 1))
-    assert (record.failed, record.figures, record.disturbed) == (None, {"rate": 1, "foreign_share": 0.2}, True)
+    assert (record.failed, record.figures, record.attempts) == ("CountMismatch: 2 jobs, 1 run", None, 2)
+    assert asked() == 2
 
 
 @pytest.mark.parametrize("error", [ChildUnsupported("no COPY"), ContenderUnavailable("no Go")])
@@ -116,7 +114,7 @@ def test_what_cannot_be_done_is_recorded_with_its_reason(error: Exception) -> No
     assert asked() == 1
 
 
-@pytest.mark.parametrize("error", [ChildFailed("ended early"), CountMismatch("2 jobs, 3 runs"), TimeoutError("no 'x'")])
+@pytest.mark.parametrize("error", [ChildFailed("ended early"), CountMismatch("2 jobs, 3 runs"), TimeoutError("no 'x'"), KeyError("rate")])
 def test_a_failure_is_recorded_and_not_repeated(error: Exception) -> None:
     cell, asked = _measured(error)
     record = take(STAGE, Turn(cell, A, 1))
@@ -125,16 +123,29 @@ def test_a_failure_is_recorded_and_not_repeated(error: Exception) -> None:
     assert asked() == 1
 
 
-def test_a_mistake_of_the_harness_ends_the_run() -> None:
-    cell, _ = _measured(KeyError("rate"))
-    with pytest.raises(KeyError):
-        take(STAGE, Turn(cell, A, 1))
+def test_only_what_this_machine_lacks_is_tried_again() -> None:
+    lacking, refusing = _measured(ContenderUnavailable("no Go"))[0], _measured(ChildUnsupported("no COPY"))[0]
+    assert take(STAGE, Turn(lacking, A, 1)).unavailable
+    assert not take(STAGE, Turn(refusing, A, 1)).unavailable
+
+
+def test_a_figure_belongs_to_its_place_contender_and_definition() -> None:
+    turn = Turn(CELL, A, 1)
+    mark = fingerprint(turn, "here")
+    assert mark == fingerprint(Turn(CELL, A, 2), "here"), "all rounds of a cell are of one kind"
+    assert mark != fingerprint(turn, "there")
+    assert mark != fingerprint(Turn(CELL, B, 1), "here")
+    assert mark != fingerprint(Turn(CELL, replace(A, version=lambda: "2"), 1), "here")
+    assert mark != fingerprint(Turn(replace(CELL, task={**CELL.task, "workers": 3}), A, 1), "here")
+    assert mark != fingerprint(Turn(replace(CELL, backlogs={"a": 5}), A, 1), "here")
+    assert mark != fingerprint(Turn(replace(CELL, content=Content(backlog=7)), A, 1), "here")
 
 
 def test_a_continued_run_measures_what_is_missing_or_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path)
     cell, asked = _measured(figures(5.0), figures(6.0))
-    store.write(records(cell, "a", 1000.0)[0])
+    there = records(cell, "a", 1000.0)[0]
+    store.write(replace(there, fingerprint=fingerprint(Turn(cell, A, 1), STAGE.place)))
     store.write(Record(cell.question, cell.name, "b", 1, None, failed="ChildFailed: ended early"))
     run.run(STAGE, store, turns([cell], [A, B, C], 1))
     assert asked() == 2

@@ -16,24 +16,32 @@ def test_a_round_that_was_written_is_there_after_a_restart(tmp_path: Path) -> No
     Store(tmp_path).write(record)
     later = Store(tmp_path)
     assert later.records() == [record]
-    assert later.has(NOOP, "go", 1)
+    assert later.has(NOOP, "go", 1, "f")
 
 
 def test_other_rounds_cells_and_contenders_are_still_to_do(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write(records(NOOP, "go", 1000.0)[0])
-    assert not store.has(NOOP, "go", 2)
-    assert not store.has(NOOP, "saq", 1)
-    assert not store.has(replace(NOOP, name="noop-100-tuned"), "go", 1)
-    assert not store.has(replace(NOOP, question="growth"), "go", 1)
+    assert not store.has(NOOP, "go", 2, "f")
+    assert not store.has(NOOP, "saq", 1, "f")
+    assert not store.has(replace(NOOP, name="noop-100-tuned"), "go", 1, "f")
+    assert not store.has(replace(NOOP, question="growth"), "go", 1, "f")
+
+
+def test_a_round_of_another_machine_version_or_definition_is_still_to_do(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write(records(NOOP, "go", 1000.0)[0])
+    assert not store.has(NOOP, "go", 1, "g")
 
 
 def test_what_failed_is_tried_again_and_what_cannot_be_done_is_not(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.write(Record(NOOP.question, NOOP.name, "go", 1, None, failed="ChildFailed: ended early"))
-    store.write(Record(NOOP.question, NOOP.name, "saq", 1, None, unsupported="no bulk insert"))
-    assert not store.has(NOOP, "go", 1)
-    assert store.has(NOOP, "saq", 1)
+    store.write(Record(NOOP.question, NOOP.name, "go", 1, None, "f", failed="ChildFailed: ended early"))
+    store.write(Record(NOOP.question, NOOP.name, "saq", 1, None, "f", unsupported="no bulk insert"))
+    store.write(Record(NOOP.question, NOOP.name, "oban", 1, None, "f", unsupported="no Python 3.12", unavailable=True))
+    assert not store.has(NOOP, "go", 1, "f")
+    assert store.has(NOOP, "saq", 1, "f")
+    assert not store.has(NOOP, "oban", 1, "f"), "it may have been installed meanwhile"
 
 
 def test_a_second_try_takes_the_place_of_the_failure(tmp_path: Path) -> None:
@@ -56,16 +64,22 @@ def test_a_file_that_was_cut_off_is_never_seen(tmp_path: Path, monkeypatch: pyte
         store.write(records(NOOP, "go", 1000.0)[0])
     assert list(tmp_path.rglob("*go*")), "nothing was written at all, so nothing is shown"
     assert Store(tmp_path).records() == []
-    assert not Store(tmp_path).has(NOOP, "go", 1)
+    assert not Store(tmp_path).has(NOOP, "go", 1, "f")
 
 
-def test_a_new_run_begins_with_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.write(records(NOOP, "go", 1000.0)[0])
-    (store.logs / "go.log").write_text("it said something")
-    store.clear()
-    assert store.records() == []
-    assert list(store.logs.iterdir()) == []
+def test_a_new_run_begins_with_nothing_and_keeps_the_last_one(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    [record] = records(NOOP, "go", 1000.0)
+    for _ in range(2):
+        store.write(record)
+        store.write_facts({"minutes": 90})
+        (store.logs / "go.log").write_text("it said something")
+        store.set_aside()
+        assert (store.records(), store.facts(), list(store.logs.iterdir())) == ([], {}, [])
+    before = Store(tmp_path / "run-before")
+    assert (before.records(), before.facts()) == ([record], {"minutes": 90})
+    store.set_aside()
+    assert before.records() == [record], "a run without a round does not take its place"
 
 
 def test_facts_are_kept_beside_the_rounds(tmp_path: Path) -> None:
