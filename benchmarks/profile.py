@@ -143,9 +143,10 @@ def _plans(log: str) -> str:
 
 
 def _which(query: str) -> str | None:
-    if "UPDATE" not in query or "RIVER_JOB" not in query:
+    """Both lock rows with SKIP LOCKED, in riverq and in Go River; only a claim has a limit."""
+    if "UPDATE" not in query or "RIVER_JOB" not in query or "RUNNING" not in query:
         return None
-    return "claim" if "SKIP LOCKED" in query else "state write"
+    return "claim" if "LIMIT" in query else "state write"
 
 
 # -- client
@@ -153,7 +154,19 @@ def _which(query: str) -> str | None:
 
 def _spied(stage: Stage, contender: Contender, path: Path) -> list[str]:
     """A run with py-spy beside the child; its stacks."""
-    command = [SPY, "record", "--rate", str(RATE_PER_SECOND), "--format", "raw", "--output", str(path), "--pid"]
+    # Without --gil, threads that wait for work or for the interpreter's lock would count as busy.
+    command = [
+        SPY,
+        "record",
+        "--gil",
+        "--rate",
+        str(RATE_PER_SECOND),
+        "--format",
+        "raw",
+        "--output",
+        str(path),
+        "--pid",
+    ]
     running: list[subprocess.Popen[bytes]] = []
 
     def fasten(pid: int) -> None:

@@ -74,6 +74,10 @@ class Child:
                 told = self.executed
                 self.emit("progress", count=told)
 
+    async def linger(self) -> None:
+        """Wait to be ended: a process that is gone has no memory to be read."""
+        await self._lines.get()
+
     def stopped(self) -> None:
         """The last line of a task that works jobs."""
         self.emit("stopped", executed=self.executed)
@@ -115,6 +119,8 @@ async def _serve(handlers: Mapping[str, Handler], child: Child) -> None:
     if handler is None:
         raise Unsupported(f"no task {child.task['task']!r}")
     await handler(child)
+    if child.task["task"] == "insert":
+        await child.linger()
 
 
 def main(handlers: Mapping[str, Handler], *, uvloop: Callable[[Mapping[str, Any]], bool] = lambda task: False) -> None:

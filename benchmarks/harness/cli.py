@@ -82,9 +82,7 @@ def _measure(args: argparse.Namespace, store: Store, everything: Sequence[Turn])
     with running_server() as server:
         known = facts(server)
         if known["machine"]["filesystem"] == "tmpfs":
-            sys.exit(
-                "bench: /tmp is in memory, where fsync means nothing (run where it is on a disk)"
-            )
+            sys.exit("bench: /tmp is in memory, where fsync means nothing (run where it is on a disk)")
         place = json.dumps([known["machine"]["cpu"], known["machine"]["cores"], known["postgres"]["version"]])
         if args.list:
             for turn in missing(store, everything, place) if args.resume else everything:

@@ -114,7 +114,9 @@ def test_what_cannot_be_done_is_recorded_with_its_reason(error: Exception) -> No
     assert asked() == 1
 
 
-@pytest.mark.parametrize("error", [ChildFailed("ended early"), CountMismatch("2 jobs, 3 runs"), TimeoutError("no 'x'"), KeyError("rate")])
+@pytest.mark.parametrize(
+    "error", [ChildFailed("ended early"), CountMismatch("2 jobs, 3 runs"), TimeoutError("no 'x'"), KeyError("rate")]
+)
 def test_a_failure_is_recorded_and_not_repeated(error: Exception) -> None:
     cell, asked = _measured(error)
     record = take(STAGE, Turn(cell, A, 1))

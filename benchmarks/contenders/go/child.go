@@ -81,6 +81,9 @@ func (c *child) expect(word string) error {
 	return nil
 }
 
+// Waits to be ended: a process that is gone has no memory to be read.
+func (c *child) linger() { _, _ = c.in.ReadBytes('\n') }
+
 // One more job has run. Called by the jobs themselves; the one that makes the number full tells it at once.
 func (c *child) done() {
 	if count := c.executed.Add(1); count == c.task.Until {

@@ -72,5 +72,8 @@ func perform(ctx context.Context, c *child) error {
 		c.emit("unsupported", fields{"message": unsupported.why})
 		return nil
 	}
+	if err == nil && c.task.Task == "insert" {
+		c.linger()
+	}
 	return err
 }
