@@ -120,9 +120,18 @@ def _write_report(store: Store, output: Path | None, everybody: dict[str, Conten
     sections = {name: (module.__doc__ or "").strip() for name, module in QUESTIONS.items()}
     path = output or store.folder / "RESULTS.md"
     path.write_text(render(store, cells, everybody, store.facts(), sections))
-    path.with_suffix(".json").write_text(json.dumps(summary(store, cells, everybody, store.facts()), indent=1) + "\n")
+    path.with_suffix(".json").write_text(one_line_each(summary(store, cells, everybody, store.facts())) + "\n")
     say(f"report: {path.resolve().relative_to(ROOT) if path.resolve().is_relative_to(ROOT) else path}")
     return 1 if any(record.failed for record in records) else 0
+
+
+def one_line_each(value: object, depth: int = 4, indent: str = "\n") -> str:
+    """JSON with a line for each thing at `depth` (a contender's figures in a cell), so that diffs can be read."""
+    if depth == 0 or not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    inner = indent + " "
+    items = (f"{json.dumps(name)}: {one_line_each(item, depth - 1, inner)}" for name, item in value.items())
+    return "{" + inner + f",{inner}".join(items) + indent + "}"
 
 
 def _chosen(what: str, names: Sequence[str], known: Mapping[str, object]) -> list[str]:
