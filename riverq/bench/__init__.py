@@ -7,6 +7,7 @@
     watch          looks at the server's processes meanwhile; processes reads their CPU where they are on this machine
     figures        what was found
     verdict        what it means, as a pure function
+    report, text   how it is written down
 
 Printing is the command line's part (`riverq.cli.bench`).
 """

@@ -54,7 +54,7 @@ class Span(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A moment of `perf_counter`, and the CPU that this process, and everybody on this machine, had used by then."""
+    """A moment of `perf_counter`, and the CPU that this process, and everybody on its cores, had used by then."""
 
     at: float
     cpu: float

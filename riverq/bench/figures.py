@@ -15,11 +15,14 @@ class Trips:
     - `round_trip`: the least that can be asked, on a connection that is at hand.
     - `statement`: the smallest statement as riverq executes it, with all exchanges that the adapter needs for it.
     - `commit`: how much longer it takes where it writes a row.
+
+    `exchanges` is how many the adapter needs for a statement.
     """
 
     round_trip: float
     statement: float
     commit: float
+    exchanges: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Observed:
     `computing`, `wal` and `waiting` are shares of the looks in which at least one connection computed, waited for the
     WAL to be written, or waited for anything else inside the server. `events` counts what was waited for, as
     `IO:WALSync`, most first. `cpu` is how many cores the connections' processes used, None where they cannot be read
-    from here. `error` is why there are no more looks.
+    from here. `error` is why there are no more looks than these.
     """
 
     samples: int
@@ -65,10 +68,10 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Working a backlog. `seconds` is from the first claim to the last completion, by the server's clock.
+    """Working a backlog. `seconds` is from the first claim to the count of what is completed, by the server's clock.
 
-    `client_cpu` is how many cores this process used from the first job on, `machine_cpu` how many everybody on its
-    machine did, out of `machine_cores`; None where that cannot be read. `wal_bytes` is how much WAL the whole server
+    `client_cpu` is how many cores this process used from the first job on, `machine_cpu` how many everybody did, out of
+    the `machine_cores` that it may use; None where that cannot be read. `wal_bytes` is how much WAL the whole server
     wrote, None where that may not be asked.
     """
 
@@ -76,7 +79,7 @@ class Work:
     seconds: float
     client_cpu: float
     machine_cpu: float | None
-    machine_cores: int
+    machine_cores: float
     wal_bytes: int | None
     observed: Observed
 
@@ -134,5 +137,4 @@ class Figures:
     many: Rate
     copy: Rate
     work: Work
-    cooldown: float
     latency: Latency

@@ -97,7 +97,8 @@ class Plan:
     - `seconds`: how long about; None without a limit, where `jobs` is the limit.
     - `jobs`: the backlog's size; None for as many as there is time for.
     - `workers`: how many jobs run at once. `tuned`: with the waits of Go River's bench instead of the defaults.
-    - `schema`: must not exist yet. `token` is this run's own, and marks what it makes.
+    - `schema`: must not exist yet, and is called as no role is: `"$user"` in their search_path would lead a role's
+      sessions into it. `token` is this run's own, and marks what it makes.
 
     Raises ConfigError for a value outside its limits.
     """
@@ -113,6 +114,11 @@ class Plan:
         if not self.schema:
             object.__setattr__(self, "schema", f"{PREFIX}_{self.token}")
         Config(schema=self.schema)  # which refuses what no client could work in
+        if not self.schema.startswith(PREFIX):
+            raise ConfigError(
+                f"expected --schema to start with {PREFIX!r}, got: {self.schema!r} (it is dropped in the end, and by "
+                "another name others might find it in their search_path meanwhile)"
+            )
         if not 1 <= self.workers <= 10_000:
             raise ConfigError(f"expected --workers to be from 1 to 10000, got: {self.workers}")
         if self.jobs is not None and self.jobs < 1:

@@ -1,27 +1,27 @@
-"""The CPU that the server's processes used, where they run on this machine and its /proc can be read.
+"""The CPU that was used: by the server's processes where they run on this machine, and by everybody on our cores.
 
 A process id that the server names may be anybody's here: the server may be on another machine, in a container, or at
 the end of a tunnel. So a process counts only if it is a Postgres and began when the server says it did.
+
+Our cores are those that this process may run on, or fewer where its control group (version 2) has a limit. A limit of a
+group further up is not seen.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
 from riverq.query.measure import Backend
 
 PROC = Path("/proc")
+GROUPS = Path("/sys/fs/cgroup")
 SAME_START = 5.0
 """Seconds by which two clocks' ideas of one process's start may differ: the kernel knows its own start in seconds."""
 
 _US = 1_000_000
-
-
-def cores() -> int:
-    """How many cores this machine has."""
-    return os.cpu_count() or 1
 
 
 def cpu_seconds(backend: Backend, proc: Path = PROC) -> float | None:
@@ -55,14 +55,50 @@ def _boot_time(proc: Path) -> int:
     raise ValueError("no btime")
 
 
-def busy_seconds(proc: Path = PROC) -> float | None:
-    """The CPU that everybody on this machine used since its start, all cores together; None where it cannot be read.
+# -- our cores
 
-    In a container that is the whole machine's as well.
+
+def cores(proc: Path = PROC, groups: Path = GROUPS) -> float:
+    """How many cores this process may use."""
+    limit = _limit(proc, groups)
+    return len(_allowed()) if limit is None else limit[0]
+
+
+def busy_seconds(proc: Path = PROC, groups: Path = GROUPS) -> float | None:
+    """The CPU that everybody used of these cores so far, all together; None where it cannot be read.
+
+    Where a control group has a limit, everybody is who is in that group. Elsewhere what the hypervisor gave to others
+    counts as used.
     """
     try:
-        line = (proc / "stat").read_text(encoding="utf-8").partition("\n")[0]
-        user, nice, system, _idle, _iowait, *others = (int(field) for field in line.split()[1:9])
+        limit = _limit(proc, groups)
+        if limit is not None:
+            fields = (limit[1] / "cpu.stat").read_text(encoding="utf-8").split()
+            return int(fields[fields.index("usage_usec") + 1]) / _US
+        lines = (proc / "stat").read_text(encoding="utf-8").splitlines()
+        names = {f"cpu{number}" for number in _allowed()}
+        return sum(_busy(fields) for name, *fields in map(str.split, lines) if name in names) / _ticks()
     except (OSError, ValueError):
         return None
-    return (user + nice + system + sum(others)) / _ticks()
+
+
+def _busy(fields: list[str]) -> int:
+    user, nice, system, _idle, _iowait, *others = (int(field) for field in fields[:8])
+    return user + nice + system + sum(others)
+
+
+def _allowed() -> Collection[int]:
+    """The cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+
+
+def _limit(proc: Path, groups: Path) -> tuple[float, Path] | None:
+    """The cores that our control group grants, and its folder; None where that is not less than all we may run on."""
+    try:
+        names = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+        folder = groups / next(name.removeprefix("0::/") for name in names if name.startswith("0::/"))
+        granted, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
+        limit = int(granted) / int(period)
+    except (OSError, ValueError, StopIteration):  # ValueError: it is "max"
+        return None
+    return (limit, folder) if limit < len(_allowed()) else None

@@ -11,6 +11,7 @@ from typing import Any
 from riverq.bench.figures import Figures, Rate
 from riverq.bench.phases import BATCH
 from riverq.bench.plan import Plan
+from riverq.bench.text import milliseconds, percent, spaced
 from riverq.bench.verdict import Verdict
 
 PERCENTS = (50, 95, 99)
@@ -43,6 +44,7 @@ class Report:
             },
             "round_trip_ms": _ms(figures.trips.round_trip),
             "statement_ms": _ms(figures.trips.statement),
+            "statement_round_trips": figures.trips.exchanges,
             "commit_ms": _ms(figures.trips.commit),
             "insert_one_by_one": _rate(figures.one),
             "insert_in_batches": _rate(figures.many) | {"batch": self._batch},
@@ -52,7 +54,7 @@ class Report:
                 "jobs": len(figures.latency.seconds),
                 "jobs_per_second": round(figures.latency.per_second, 1),
                 "listens": figures.latency.listens,
-                **{f"p{percent}_ms": _ms(figures.latency.percentile(percent)) for percent in PERCENTS},
+                **{f"p{each}_ms": _ms(figures.latency.percentile(each)) for each in PERCENTS},
             },
             "verdict": {
                 "limit": verdict.limits.value if verdict.limits is not None else None,
@@ -108,26 +110,26 @@ class Report:
 
     def _table(self) -> Iterator[str]:
         figures = self.figures
-        yield _line("round trip", f"{_short_ms(figures.trips.round_trip)} ms")
-        yield _line("smallest statement", f"{_short_ms(figures.trips.statement)} ms")
-        yield _line("commit", f"{_short_ms(figures.trips.commit)} ms more")
+        yield _line("round trip", milliseconds(figures.trips.round_trip))
+        yield _line("smallest statement", milliseconds(figures.trips.statement))
+        yield _line("commit", f"{milliseconds(figures.trips.commit)} more")
         yield ""
         yield _line("insert one by one", _rate_text(figures.one))
-        yield _line(f"insert {_spaced(self._batch)} at once", _rate_text(figures.many))
+        yield _line(f"insert {spaced(self._batch)} at once", _rate_text(figures.many))
         yield _line("insert by COPY", _rate_text(figures.copy))
         yield ""
         yield from self._lines_of_work()
         yield ""
         latency = figures.latency
-        times = "   ".join(f"p{percent} {_short_ms(latency.percentile(percent))} ms" for percent in PERCENTS)
+        times = "   ".join(f"p{each} {milliseconds(latency.percentile(each))}" for each in PERCENTS)
         yield _line("from insert to start", times)
         how = "notified" if latency.listens else "polling: notifications do not arrive"
-        yield _line("", f"{_spaced(len(latency.seconds))} jobs, {latency.per_second:.0f} a second, {how}")
+        yield _line("", f"{spaced(len(latency.seconds))} jobs, {latency.per_second:.0f} a second, {how}")
 
     def _lines_of_work(self) -> Iterator[str]:
         work = self.figures.work
         observed = work.observed
-        left = "" if work.tally.completed == work.tally.jobs else f" of {_spaced(work.tally.jobs)}"
+        left = "" if work.tally.completed == work.tally.jobs else f" of {spaced(work.tally.jobs)}"
         yield _line("work a backlog", _rate_text(work.rate, left))
         yield _line("  client CPU", _cpu_text(work.client_cpu, work.client_cpu_per_job))
         if observed.cpu is None:
@@ -135,14 +137,16 @@ class Report:
         else:
             yield _line("  server CPU", _cpu_text(observed.cpu, work.server_cpu_per_job))
         wal = work.per_job(work.wal_bytes)
-        yield _line("  WAL", "unknown: this role may not ask" if wal is None else f"{_spaced(round(wal))} bytes a job")
+        yield _line(
+            "  WAL", "unknown: the server does not tell" if wal is None else f"{spaced(round(wal))} bytes a job"
+        )
         if observed.samples:
-            seen = f"computing {_percent(observed.computing)}, WAL {_percent(observed.wal)}"
-            yield _line("  seen in the server", f"{seen}, waiting {_percent(observed.waiting)}")
+            seen = f"computing {percent(observed.computing)}, WAL {percent(observed.wal)}"
+            yield _line("  seen in the server", f"{seen}, waiting {percent(observed.waiting)}")
             most = [f"{event} {count}" for event, count in list(observed.events.items())[:EVENTS_SHOWN]]
             yield _line("", ", ".join([f"{observed.samples} looks", *most]))
-        else:
-            yield _line("  seen in the server", f"nothing: {observed.error or 'no time to look'}")
+        if observed.error or not observed.samples:
+            yield _line("  not seen", observed.error or "no time to look")
 
 
 def _rate(rate: Rate) -> dict[str, Any]:
@@ -150,28 +154,20 @@ def _rate(rate: Rate) -> dict[str, Any]:
 
 
 def _rate_text(rate: Rate, of: str = "") -> str:
-    return f"{_spaced(round(rate.per_second))} jobs/s   {_spaced(rate.jobs)}{of} in {rate.seconds:.2g} s"
+    return f"{spaced(round(rate.per_second))} jobs/s   {spaced(rate.jobs)}{of} in {rate.seconds:.2g} s"
 
 
 def _cpu_text(cores: float, per_job: float | None) -> str:
     each = "" if per_job is None else f"{per_job * 1e6:.0f} µs a job   "
-    return f"{each}{_percent(cores)} of a core"
+    return f"{each}{percent(cores)} of a core"
 
 
 def _line(name: str, text: str) -> str:
     return f"  {name:<{WIDTH}}{text}"
 
 
-def _percent(share: float) -> str:
-    return f"{share * 100:.0f} %"
-
-
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
-
-
-def _short_ms(seconds: float) -> str:
-    return f"{seconds * 1000:.2f}" if seconds < 0.01 else f"{seconds * 1000:.1f}"
 
 
 def _us(seconds: float | None) -> float | None:
@@ -180,7 +176,3 @@ def _us(seconds: float | None) -> float | None:
 
 def _rounded(number: float | None) -> int | None:
     return None if number is None else round(number)
-
-
-def _spaced(number: int) -> str:
-    return f"{number:,}".replace(",", " ")

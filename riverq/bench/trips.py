@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 QUEUE = "bench_trips"
+STEPS = 5
+"""The exchanges for a statement that is not one: BEGIN, parsing, binding, executing, COMMIT."""
+
 ROUNDS = 300
 IN_A_ROW = 5
 
@@ -37,7 +40,12 @@ async def measure_trips(db: Database, limit: Limit, progress: Progress) -> Trips
         writes.append(perf_counter() - between)
         progress.advance(countdown.share(len(reads)), len(reads))
     statement = median(reads)
-    return Trips(round_trip=median(round_trips), statement=statement, commit=max(0.0, median(writes) - statement))
+    return Trips(
+        round_trip=median(round_trips),
+        statement=statement,
+        commit=max(0.0, median(writes) - statement),
+        exchanges=1 if db.driver.capabilities.autocommit else STEPS,
+    )
 
 
 def _round_trips(conn: Connection, schema: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Looks, twenty times a second, at what our connections do inside the server.
+"""Looks, up to twenty times a second, at what our connections do inside the server, until it cannot.
 
 From a thread with an event loop and a connection of its own: on the loop under measurement it would look only when that
 loop is at rest, and so see a server that is always busy.
@@ -20,7 +20,6 @@ from riverq.bench.processes import cpu_seconds
 from riverq.clock import SystemClock
 from riverq.database import Database
 from riverq.driver import AnyEngine, load_driver
-from riverq.errors import RiverqError
 from riverq.query.measure import Backend, backends
 
 INTERVAL = 0.05
@@ -138,15 +137,8 @@ class Watcher:
         db = Database(engine, load_driver(engine), schema="", slots=1)
         try:
             while not self._end.is_set():
-                await self._look(db)
+                found = await db.run_single(backends, self._application_name)
+                self._samples.append(Sample(perf_counter(), found, [cpu_seconds(backend) for backend in found]))
                 await self._clock.sleep(INTERVAL)
         finally:
             await db.close()
-
-    async def _look(self, db: Database) -> None:
-        try:
-            found = await db.run_single(backends, self._application_name)
-        except RiverqError as error:
-            self._error = str(error)
-            return
-        self._samples.append(Sample(perf_counter(), found, [cpu_seconds(backend) for backend in found]))

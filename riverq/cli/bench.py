@@ -1,7 +1,7 @@
 """`riverq bench`: what riverq does on your database with your adapter, and what keeps it from doing more.
 
-Works in a schema that it makes and drops itself, also after Ctrl-C, SIGTERM or SIGHUP. A second signal is answered with
-patience, a third with leaving the schema behind.
+Works in a schema that it makes and drops itself, also after Ctrl-C, SIGTERM or SIGHUP, and when nobody reads what it
+says any more. A second signal is answered with patience, a third with leaving the schema behind.
 """
 
 from __future__ import annotations
@@ -16,20 +16,25 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import URL
 
-from riverq.cli.bench_progress import progress_on
+from riverq.cli.bench_progress import progress_on, say
 from riverq.cli.database import database_url, make_engine
 from riverq.driver import load_driver_class
-from riverq.errors import ConfigError
+from riverq.errors import ConfigError, RiverqError
+
+if TYPE_CHECKING:
+    from riverq.bench.place import Place
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ASYNC_SUFFIX = "_async"
 """SQLAlchemy's name for the async face of psycopg is `psycopg_async`."""
+
+SHOW_CURSOR = b"\x1b[?25h"
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 24 * 3600.0
@@ -39,7 +44,7 @@ def add_parser(commands: Any) -> None:
     """Register `riverq bench`."""
     parser = commands.add_parser("bench", help="measure riverq on your database, and say what limits it")
     parser.add_argument("--database-url", metavar="URL", help="Postgres URL; DATABASE_URL by default")
-    parser.add_argument("--schema", help="make and drop this schema; riverq_bench_<random> by default")
+    parser.add_argument("--schema", help="make and drop this schema, riverq_bench…; riverq_bench_<random> by default")
     parser.add_argument(
         "--duration", type=_duration, metavar="TIME", help="how long about, as 30s or 1m (default: 10s)"
     )
@@ -73,15 +78,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{name} has no async face (leave --async out, or use psycopg or asyncpg)")
     # What matters is told in the result or in the error; lines in between would tear the bar.
     logging.basicConfig(level=logging.WARNING if args.debug else logging.CRITICAL, stream=sys.stderr)
-    try:
-        return asyncio.run(_bench(url, plan, asynchronous=asynchronous or not capabilities.sync, as_json=args.json))
-    except TypeError as error:
-        if "keyword argument" not in str(error):
-            raise
-        raise ConfigError(f"the database URL has an option that {name} does not know: {error}") from error
+    return asyncio.run(_bench(url, plan, asynchronous=asynchronous or not capabilities.sync, as_json=args.json))
 
 
 async def _bench(url: URL, plan: Any, *, asynchronous: bool, as_json: bool) -> int:
+    from riverq.bench.place import Fate, Place
     from riverq.bench.plan import Target
     from riverq.bench.report import Report
     from riverq.bench.run import measure
@@ -90,16 +91,21 @@ async def _bench(url: URL, plan: Any, *, asynchronous: bool, as_json: bool) -> i
     target = Target(
         lambda name: make_engine(url, application_name=name, asynchronous=asynchronous), asynchronous=asynchronous
     )
-    with Interrupts(plan.schema).handled() as interrupts, progress_on(sys.stderr, quiet=as_json) as progress:
+    place = Place(plan.schema, plan.mark)
+    figures = None
+    with Interrupts(place).handled() as interrupts, progress_on(sys.stderr, quiet=as_json) as progress:
         try:
-            figures = await measure(target, plan, progress)
-        except asyncio.CancelledError:
+            figures = await measure(target, plan, progress, place)
+        except (asyncio.CancelledError, RiverqError) as error:
             if interrupts.first is None:
                 raise
-            figures = None
+            if isinstance(error, RiverqError):
+                say(f"riverq: {error}", sys.stderr)
     if figures is None or interrupts.first is not None:
-        print(f"riverq: interrupted; schema {plan.schema!r} is dropped", file=sys.stderr)
+        say(f"riverq: interrupted; {place.sentence}", sys.stderr)
         return 128 + (interrupts.first or signal.SIGINT)
+    if place.fate is not Fate.DROPPED:
+        say(f"riverq: {place.sentence}", sys.stderr)
     report = Report(_where(url), plan, figures, judge(Evidence.of(figures)))
     if as_json:
         print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
@@ -117,9 +123,9 @@ def _where(url: URL) -> str:
 class Interrupts:
     """The first signal cancels the task, which drops its schema; the third leaves without."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, place: Place) -> None:
         self.first: int | None = None
-        self._schema = schema
+        self._place = place
         self._count = 0
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
@@ -140,7 +146,10 @@ class Interrupts:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._count += 1
         if self._count > 2:
-            os.write(2, f"riverq: schema {self._schema!r} may be left behind\n".encode())
+            with suppress(OSError):
+                os.write(2, f"riverq: ended at once; {self._place.sentence}\n".encode())
+                if os.isatty(2):
+                    os.write(2, SHOW_CURSOR)
             os._exit(128 + number)
         self._loop.call_soon_threadsafe(self._act, number, self._count)
 
@@ -149,7 +158,7 @@ class Interrupts:
             self.first = number
             self._task.cancel()
         elif count == 2:
-            print(f"riverq: dropping schema {self._schema!r} (once more leaves it behind)", file=sys.stderr)
+            say("riverq: still ending (once more ends at once)", sys.stderr)
 
 
 def _duration(text: str) -> float:

@@ -1,20 +1,42 @@
 """How far the bench is: a bar on a terminal that has rich, else a line per phase; always on stderr.
 
 The bar is drawn when the bench says how far it is, at most a few times a second, and by no thread of its own: drawing
-costs CPU in the process that is being measured.
+costs CPU in the process that is being measured. What cannot be shown never stops the bench, which has a schema to drop.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TextIO
 
+from riverq.bench.text import spaced
+
 if TYPE_CHECKING:
     from riverq.bench.plan import Phase, Progress
 
 REDRAW = 0.25
+
+
+@contextmanager
+def unread(stream: TextIO) -> Iterator[None]:
+    """Go on where nobody reads `stream` any more, as after `| head` or when its terminal was closed.
+
+    From then on it leads nowhere, because what is left in its buffer would fail again, and with it the interpreter's
+    end.
+    """
+    try:
+        yield
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print a line, if anybody reads it."""
+    with unread(stream):
+        print(text, file=stream, flush=True)
 
 
 @contextmanager
@@ -36,8 +58,14 @@ def progress_on(stream: TextIO, *, quiet: bool) -> Iterator[Progress]:
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(file=stream), auto_refresh=False, transient=True)
-    with bar:
-        yield _Bar(bar)
+    task = bar.add_task("connecting", total=1.0, jobs="")
+    with unread(stream):
+        bar.start()
+    try:
+        yield _Bar(stream, bar, task)
+    finally:
+        with unread(stream):
+            bar.stop()
 
 
 class _Nothing:
@@ -53,27 +81,26 @@ class _Lines:
         self._stream = stream
 
     def begin(self, phase: Phase) -> None:
-        print(f"bench: {phase.value}", file=self._stream, flush=True)
+        say(f"bench: {phase.value}", self._stream)
 
     def advance(self, share: float, jobs: int) -> None:
         pass
 
 
 class _Bar:
-    def __init__(self, bar: Any) -> None:
+    def __init__(self, stream: TextIO, bar: Any, task: Any) -> None:
+        self._stream = stream
         self._bar = bar
-        self._task: Any = None
+        self._task = task
         self._drawn = 0.0
 
     def begin(self, phase: Phase) -> None:
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(phase.value, total=1.0, jobs="")
-        self._bar.refresh()
+        with unread(self._stream):
+            self._bar.reset(self._task, description=phase.value, jobs="")
 
     def advance(self, share: float, jobs: int) -> None:
         if perf_counter() - self._drawn < REDRAW:
             return
         self._drawn = perf_counter()
-        text = f"{jobs:,}".replace(",", " ")
-        self._bar.update(self._task, completed=share, jobs=text, refresh=True)
+        with unread(self._stream):
+            self._bar.update(self._task, completed=share, jobs=spaced(jobs), refresh=True)

@@ -2,6 +2,7 @@
 
 The schema carries a mark in its comment, written in the transaction that makes it. Only a schema with one's own mark is
 dropped, so nobody else's can be, not even where the answer to COMMIT was lost or the name was taken over meanwhile.
+Names of schemas are here what `riverq.config` accepts (letters, digits, underscores), and marks have no quotes.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.schema import CreateSchema, DropSchema
-from sqlalchemy.sql.elements import quoted_name
 
 from riverq.job import JobState
-from riverq.query.statement import Statement, catalog, text_param, us_of
+from riverq.query.statement import Statement, catalog, integer_param, text_param, us_of
 from riverq.query.tables import Tables, statement
+
+PATIENCE = "10s"
+"""How long to wait for a lock."""
 
 _TEXT = sa.Text()
 
@@ -53,31 +55,57 @@ class Tally(NamedTuple):
 
 
 def schema_create(conn: sa.Connection, schema: str, mark: str) -> None:
-    """Make the schema, marked. Raises what the server says: 42P06 where it exists, 42501 where it may not be made.
+    """Make the schema, marked.
 
-    `mark` is letters, digits and spaces.
+    Raises what the server says: 42P06 where it exists, 23505 where another one made it meanwhile, 42501 where it may
+    not be made.
     """
-    conn.execute(CreateSchema(quoted_name(schema, True)))
-    _execute_on_schema(conn, "COMMENT ON SCHEMA {schema} IS '" + mark + "'", schema)
+    conn.exec_driver_sql(f'CREATE SCHEMA "{schema}"')
+    _write_mark(conn, schema, mark)
 
 
 def schema_mark(conn: sa.Connection, schema: str) -> str | None:
     """The schema's comment; None where there is none, or no such schema."""
-    found: str | None = _MARK.execute(conn, "", schema=schema).scalar_one_or_none()
+    mark: str | None = _MARK.execute(conn, "", schema=schema).scalar_one_or_none()
+    return mark
+
+
+def schema_drop(conn: sa.Connection, schema: str, mark: str) -> bool | None:
+    """Drop the schema and what is in it, if it carries `mark`; returns whether it did, None where there is none.
+
+    It is dropped by its name, so it is locked before, by writing the mark once more, and looked at again: between the
+    first look and the lock another one may have got the name.
+    """
+    found = _MARK.execute(conn, "", schema=schema).one_or_none()
+    if found is None:
+        return None
+    if found.mark != mark:
+        return False
+    before = conn.begin_nested()
+    _write_mark(conn, schema, mark)
+    if _MARK.execute(conn, "", schema=schema).one_or_none() != found:
+        before.rollback()
+        return False
+    before.commit()
+    conn.exec_driver_sql(f'DROP SCHEMA "{schema}" CASCADE')
+    return True
+
+
+def missing_grant(conn: sa.Connection, _schema: str) -> str | None:
+    """The GRANT that this role needs to make a schema; None where it has it."""
+    found: str | None = _GRANT.execute(conn, "").scalar_one_or_none()
     return found
 
 
-def schema_drop(conn: sa.Connection, schema: str, mark: str) -> bool:
-    """Drop the schema and what is in it, if it carries `mark`; returns whether it did."""
-    if schema_mark(conn, schema) != mark:
-        return False
-    conn.execute(DropSchema(quoted_name(schema, True), cascade=True))
-    return True
+def lock_wait(conn: sa.Connection, _schema: str, key: int) -> None:
+    """Return when no other transaction holds this advisory lock. Raises 55P03 after `PATIENCE`. Needs a transaction."""
+    _LOCK_TIMEOUT.execute(conn, "", timeout=PATIENCE)
+    _LOCK.execute(conn, "", key=key)
 
 
 def job_analyze(conn: sa.Connection, schema: str) -> None:
     """Have the planner know the table now, which autovacuum sees to where jobs come and go all day."""
-    _execute_on_schema(conn, "ANALYZE {schema}.river_job", schema)
+    conn.exec_driver_sql(f'ANALYZE "{schema}".river_job')
 
 
 def select_one(conn: sa.Connection, _schema: str) -> int:
@@ -107,9 +135,8 @@ def job_tally(conn: sa.Connection, schema: str, queue: str) -> Tally:
     return Tally._make(_tally.execute(conn, schema, queue=queue).one())
 
 
-def _execute_on_schema(conn: sa.Connection, template: str, schema: str) -> None:
-    quoted = '"' + schema.replace('"', '""') + '"'
-    conn.execute(sa.text(template.format(schema=quoted.replace(":", r"\:"))))  # text() takes a colon for a parameter
+def _write_mark(conn: sa.Connection, schema: str, mark: str) -> None:
+    conn.exec_driver_sql(f"COMMENT ON SCHEMA \"{schema}\" IS '{mark}'")
 
 
 # -- the statements
@@ -150,9 +177,27 @@ _WAL = Statement(
 )
 
 _MARK = Statement(
-    lambda _: sa.select(sa.cast(catalog.obj_description(_NAMESPACE.c.oid, _constant("pg_namespace")), _TEXT)).where(
-        sa.cast(_NAMESPACE.c.nspname, _TEXT) == text_param("schema")
-    )
+    lambda _: sa.select(
+        sa.cast(catalog.obj_description(_NAMESPACE.c.oid, _constant("pg_namespace")), _TEXT).label("mark"),
+        sa.cast(_NAMESPACE.c.oid, sa.BigInteger()),
+    ).where(sa.cast(_NAMESPACE.c.nspname, _TEXT) == text_param("schema"))
+)
+
+_GRANT = Statement(
+    lambda _: sa.select(
+        catalog.concat(
+            _constant("GRANT CREATE ON DATABASE "),
+            catalog.quote_ident(sa.cast(catalog.current_database(), _TEXT)),
+            _constant(" TO "),
+            catalog.quote_ident(sa.cast(sa.func.current_user(), _TEXT)),
+        )
+    ).where(~catalog.has_database_privilege(catalog.current_database(), _constant("CREATE")))
+)
+
+_LOCK = Statement(lambda _: sa.select(catalog.pg_advisory_xact_lock(integer_param("key"))))
+
+_LOCK_TIMEOUT = Statement(
+    lambda _: sa.select(catalog.set_config(_constant("lock_timeout"), text_param("timeout"), sa.true()))
 )
 
 _BACKENDS = Statement(

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from psycopg.sql import SQL, Identifier
 
 from riverq.bench.figures import Figures
+from riverq.bench.place import Place
 from riverq.bench.plan import Phase, Plan, Target
 from riverq.bench.run import measure
 from riverq.cli.database import make_engine
@@ -53,7 +54,13 @@ class Script:
 
 async def run(url: str, adapter: str, plan: Plan | None = None, **actions: Do) -> Figures:
     """Measure, doing `actions[phase]` when a phase begins."""
-    return await measure(target(url, adapter), plan or small(), Script(**actions))
+    plan = plan or small()
+    return await measure(target(url, adapter), plan, Script(**actions), place(plan))
+
+
+def place(plan: Plan) -> Place:
+    """The plan's, to be asked what became of it."""
+    return Place(plan.schema, plan.mark)
 
 
 class Onlooker:
@@ -75,6 +82,11 @@ class Onlooker:
             SQL("SELECT queue, state::text, count(*) FROM {} GROUP BY 1, 2").format(Identifier(schema, "river_job"))
         ).fetchall()
         return {(str(queue), str(state)): int(count) for queue, state, count in rows}
+
+    def is_waiting(self, application_name: str) -> bool:
+        """Whether a connection of that name waits for a lock."""
+        query = "SELECT FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+        return bool(self.conn.execute(query, (application_name,)).fetchall())
 
     def terminate(self, application_name: str) -> None:
         """Cut every connection of that name."""

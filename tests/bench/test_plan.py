@@ -13,7 +13,7 @@ def test_the_schema_is_random_unless_named() -> None:
     first, second = Plan(), Plan()
     assert first.schema == f"riverq_bench_{first.token}"
     assert first.schema != second.schema
-    assert Plan(schema="mine").schema == "mine"
+    assert Plan(schema="riverq_bench_mine").schema == "riverq_bench_mine"
     assert first.mark != second.mark
 
 
@@ -66,6 +66,8 @@ def test_a_countdown_ends_by_jobs_or_by_time() -> None:
         ({"seconds": 0.0}, "--duration to be more than 0"),
         ({"schema": "a b"}, "schema to be at most"),
         ({"schema": "x" * 47}, "schema to be at most"),
+        ({"schema": "mine"}, "--schema to start with 'riverq_bench', got: 'mine'"),
+        ({"schema": "Riverq_bench"}, "--schema to start with"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: dict[str, object], words: str) -> None:

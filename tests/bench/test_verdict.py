@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from riverq.bench.figures import Figures, Latency, Observed, Rate, Trips, Work
-from riverq.bench.verdict import SHORTEST, THRESHOLDS, Evidence, Suspect, find_shares, judge
+from riverq.bench.verdict import ENOUGH, SHORTEST, THRESHOLDS, Evidence, Suspect, find_shares, judge
 from riverq.query.measure import ServerFacts, Tally
 
 IDLE = Evidence(
@@ -21,11 +21,9 @@ IDLE = Evidence(
     computing=0.3,
     wal=0.05,
     waiting=0.02,
-    claims=40,
-    completions=45,
-    statement=0.0003,
+    statements=45,
+    round_trip=0.0003,
     commit=0.001,
-    cooldown=0.002,
 )
 """Nothing is busy; each case changes what it is about."""
 
@@ -44,8 +42,11 @@ NONE = None
         ({"computing": 0.95}, Suspect.SERVER),
         ({"computing": 0.85}, Suspect.SERVER),
         ({"computing": 0.84}, NONE),
-        ({"looks": 0, "computing": 0.0, "server_cpu": 0.9}, Suspect.SERVER),
-        ({"looks": 0, "computing": 0.0}, NONE),
+        ({"computing": 0.95, "server_cpu": 0.9}, Suspect.SERVER),
+        ({"computing": 0.95, "server_cpu": 0.84}, NONE),
+        ({"computing": 0.95, "looks": ENOUGH}, Suspect.SERVER),
+        ({"computing": 0.95, "looks": ENOUGH - 1}, NONE),
+        ({"looks": 0, "computing": 0.0, "server_cpu": 0.9}, NONE),
         # two at once
         ({"client_cpu": 0.9, "computing": 0.9}, NONE),
         ({"client_cpu": 1.0, "computing": 0.86}, NONE),
@@ -55,41 +56,36 @@ NONE = None
         # the disk
         ({"wal": 0.5}, Suspect.WAL),
         ({"wal": 0.49}, NONE),
-        ({"commit": 0.05}, Suspect.WAL),
-        ({"commit": 0.044}, NONE),
-        ({"commit": 0.05, "looks": 0}, Suspect.WAL),
+        ({"commit": 0.05}, NONE),  # it was looked at, and it was not that
+        ({"commit": 0.05, "looks": ENOUGH - 1}, Suspect.WAL),
+        ({"commit": 0.044, "looks": ENOUGH - 1}, NONE),
+        ({"wal": 0.9, "looks": ENOUGH - 1}, NONE),
         ({"waiting": 0.6, "event": "IO:DataFileRead"}, Suspect.WAITS),
+        ({"waiting": 0.6, "looks": ENOUGH - 1}, NONE),
         ({"waiting": 0.6, "wal": 0.55}, NONE),
         # the way to the server
-        ({"statement": 0.06}, Suspect.ROUND_TRIPS),
-        ({"statement": 0.045}, Suspect.ROUND_TRIPS),
-        ({"statement": 0.04}, NONE),
-        ({"statement": 0.05, "claims": 5, "completions": 80}, Suspect.ROUND_TRIPS),
-        ({"statement": 0.06, "commit": 0.055}, NONE),
+        ({"round_trip": 0.06}, Suspect.ROUND_TRIPS),
+        ({"round_trip": 0.045}, Suspect.ROUND_TRIPS),
+        ({"round_trip": 0.04}, NONE),
+        ({"round_trip": 0.01, "exchanges": 5}, Suspect.ROUND_TRIPS),
+        ({"round_trip": 0.05, "statements": 80}, Suspect.ROUND_TRIPS),
+        ({"round_trip": 0.06, "wal": 0.6}, NONE),
         # this machine
         ({"machine_cpu": 7.5}, Suspect.MACHINE),
         ({"machine_cpu": 7.2}, Suspect.MACHINE),
         ({"machine_cpu": 7.1}, NONE),
         ({"machine_cpu": 8.0, "client_cpu": 0.95, "computing": 0.95}, Suspect.MACHINE),
-        ({"machine_cpu": 8.0, "statement": 0.09}, Suspect.ROUND_TRIPS),
-        ({"machine_cpu": 8.0, "statement": 0.03}, Suspect.MACHINE),
+        ({"machine_cpu": 8.0, "round_trip": 0.09}, Suspect.ROUND_TRIPS),
+        ({"machine_cpu": 8.0, "round_trip": 0.03}, Suspect.MACHINE),
         ({"machine_cpu": 8.0, "wal": 0.7, "waiting": 0.65}, NONE),
         ({"machine_cpu": 8.0, "wal": 0.7}, Suspect.WAL),
         ({"machine_cpu": 8.0, "waiting": 0.7}, Suspect.WAITS),
-        ({"machine_cpu": None, "server_cpu": 1.0, "client_cpu": 0.84, "machine_cores": 2}, Suspect.MACHINE),
-        ({"machine_cpu": None, "server_cpu": 0.9, "client_cpu": 0.8, "machine_cores": 2}, NONE),
+        ({"machine_cpu": 1.4, "machine_cores": 1.5}, Suspect.MACHINE),
         ({"machine_cpu": None, "client_cpu": 0.9, "machine_cores": 1}, Suspect.CLIENT),
-        # the settings
-        ({"claims": 40, "cooldown": 0.1}, Suspect.COOLDOWN),
-        ({"claims": 20, "cooldown": 0.1}, Suspect.COOLDOWN),
-        ({"claims": 19, "cooldown": 0.1}, NONE),
-        ({"claims": 60, "cooldown": 0.1}, NONE),
-        ({"claims": 40, "cooldown": 0.1, "client_cpu": 0.6}, NONE),
-        ({"claims": 40, "cooldown": 0.1, "machine_cpu": 8.0}, Suspect.COOLDOWN),
         # too short to tell
         ({"seconds": SHORTEST, "client_cpu": 0.95}, Suspect.CLIENT),
         ({"seconds": SHORTEST - 0.01, "client_cpu": 0.95}, NONE),
-        ({"seconds": 0.0, "jobs": 0, "claims": 0, "completions": 0, "looks": 0}, NONE),
+        ({"seconds": 0.0, "jobs": 0, "statements": 0, "looks": 0}, NONE),
     ],
 )
 def test_what_limits(change: dict[str, object], limits: Suspect | None) -> None:
@@ -100,43 +96,50 @@ def test_what_limits(change: dict[str, object], limits: Suspect | None) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"client_cpu": 0.93}, ["the client's CPU limits: 93 % of a core, 93 µs a job", "run more worker processes"]),
+        (
+            {"client_cpu": 0.93},
+            ["client's CPU limits: 93 % of a core, beside server CPU 30 %; run more worker processes"],
+        ),
         (
             {"computing": 0.95, "server_cpu": 1.2},
-            ["the server's CPU limits", "95 % of the looks (1.2 cores, 120 µs a job)", "beside client CPU 30 %"],
+            ["the server's CPU limits", "95 % of the looks (1.2 cores), beside client CPU 30 %"],
         ),
-        ({"wal": 0.6, "commit": 0.0083}, ["writing the WAL limits", "a commit takes 8.3 ms", "60 %", "faster disk"]),
+        ({"wal": 0.6}, ["writing the WAL limits: connections wait for it in 60 % of the looks", "faster disk"]),
+        (
+            {"commit": 0.05, "looks": 3},
+            ["too few looks to see it, but 45 commits of 50.0 ms each, one after the other, take 56 % of the time"],
+        ),
         ({"waiting": 0.6, "event": "Lock:tuple"}, ["60 % of the looks, mostly for Lock:tuple", "pg_locks"]),
         ({"waiting": 0.6, "event": "IO:DataFileRead"}, ["a faster disk helps, or more shared_buffers"]),
         ({"waiting": 0.6}, ["60 % of the looks; Postgres' documentation"]),
         (
-            {"statement": 0.06},
-            ["round trips limit: 45 statements of 60 ms each", "68 % of the time", "nearer to the server"],
+            {"round_trip": 0.06},
+            ["round trips limit: 45 round trips of 60.0 ms each", "68 % of the time", "nearer to the server"],
         ),
-        (
-            {"claims": 40, "cooldown": 0.1, "jobs": 400},
-            ["fetch_cooldown limits: 40 claims of about 10 jobs, 100 ms apart", "raise max_workers"],
-        ),
-        ({"machine_cpu": 1.0, "machine_cores": 1, "client_cpu": 0.96}, ["1.0 of 1 core busy (client 1.0); more cores"]),
+        ({"round_trip": 0.0125, "exchanges": 5}, ["225 round trips of 12.5 ms each"]),
+        ({"machine_cpu": 1.0, "machine_cores": 1, "client_cpu": 0.96}, ["1.0 cores of 1 are busy (client 1.0); more"]),
         (
             {"machine_cpu": 1.98, "machine_cores": 2, "client_cpu": 0.8, "server_cpu": 1.0},
-            ["the CPU of this machine limits: 2.0 of 2 cores busy (client 0.8, server 1.0); more cores"],
+            [
+                "the CPU of this machine limits: 2.0 cores of 2 are busy (client 0.8, server 1.0); ",
+                "; more cores or a machine of its own for the server would help",
+            ],
         ),
         (
             {"machine_cpu": 2.0, "machine_cores": 2, "client_cpu": 0.4, "server_cpu": 0.2},
-            ["(client 0.4, server 0.2, other processes 1.4); measure again when the other processes rest"],
+            ["(client 0.4, server 0.2, others 1.4); ", "or fewer others would help"],
         ),
         (
-            {"machine_cpu": 2.0, "machine_cores": 2, "client_cpu": 0.4},
-            ["(client 0.4, all others, and the server if it is here, 1.6); more cores would help, or fewer others"],
+            {"machine_cpu": 1.5, "machine_cores": 1.5, "client_cpu": 0.4},
+            ["1.5 cores of 1.5 are busy (client 0.4, others or the server 1.1); more cores or fewer others would help"],
         ),
         (
             {"wal": 0.7, "machine_cpu": 1.9, "machine_cores": 2, "server_cpu": 0.2},
-            ["writing the WAL limits", "this machine is quieter: other processes use 1.4 of its cores)"],
+            ["writing the WAL limits", "this machine is quieter: others 1.4 of 2 cores)"],
         ),
         (
-            {"statement": 0.08, "machine_cpu": 1.9, "machine_cores": 2},
-            ["round trips limit", "this machine is quieter: other processes, or the server, use 1.6 of its cores)"],
+            {"round_trip": 0.08, "machine_cpu": 1.9, "machine_cores": 2},
+            ["round trips limit", "this machine is quieter: others or the server 1.6 of 2 cores)"],
         ),
         ({}, ["no single limit: client CPU 30 %, server CPU 30 %", "the WAL 5 %", "try a second worker process"]),
         (
@@ -155,7 +158,7 @@ def test_one_sentence_says_it_with_its_figures(change: dict[str, object], words:
 
 
 def test_shares_are_from_0_to_1_and_only_of_what_is_known() -> None:
-    shares = find_shares(replace(IDLE, client_cpu=1.3, statement=9.0))
+    shares = find_shares(replace(IDLE, client_cpu=1.3, round_trip=9.0))
     assert all(0 <= share <= 1 for share in shares.values())
     assert set(shares) == set(THRESHOLDS)
     unknown = find_shares(Evidence(seconds=1.0, jobs=1, client_cpu=0.1))
@@ -172,12 +175,11 @@ def test_the_evidence_is_what_was_measured() -> None:
         server=ServerFacts("16", "on", "on"),
         adapter="asyncpg",
         asynchronous=True,
-        trips=Trips(round_trip=0.001, statement=0.002, commit=0.003),
+        trips=Trips(round_trip=0.001, statement=0.002, commit=0.003, exchanges=5),
         one=Rate(1, 1),
         many=Rate(1, 1),
         copy=Rate(100, 1),
         work=Work(tally, 2.0, 0.4, 1.5, 2, 1000, observed),
-        cooldown=0.1,
         latency=Latency((0.1,), 1.0, listens=True),
     )
     assert Evidence.of(figures) == Evidence(
@@ -192,10 +194,10 @@ def test_the_evidence_is_what_was_measured() -> None:
         wal=0.2,
         waiting=0.1,
         event="Lock:tuple",
-        claims=3,
-        completions=4,
-        statement=0.002,
+        statements=4,
+        round_trip=0.001,
+        exchanges=5,
         commit=0.003,
-        cooldown=0.1,
     )
-    assert Evidence.of(figures).statements == 4
+    failed = replace(figures, work=replace(figures.work, observed=replace(observed, error="gone")))
+    assert Evidence.of(failed).looks == 0

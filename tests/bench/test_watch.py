@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from riverq.bench.processes import busy_seconds, cpu_seconds
+from riverq.bench import processes, watch
+from riverq.bench.processes import busy_seconds, cores, cpu_seconds
 from riverq.bench.watch import Doing, Sample, Watcher, doing, observe
 from riverq.driver import AnyEngine
+from riverq.errors import RiverqError
 from riverq.query.measure import Backend, backends
 from tests.fix_database import EngineMaker, Transact
 
@@ -75,7 +78,8 @@ def stat(folder: Path, *, name: str = "postgres", began: int = 1000) -> Path:
     fields = ["S", *["0"] * 10, str(3 * ticks), str(2 * ticks), *["0"] * 6, str(began * ticks), "0"]
     (folder / "77").mkdir(parents=True)
     (folder / "77" / "stat").write_text(f"77 ({name}) {' '.join(fields)}\n")
-    (folder / "stat").write_text("cpu  100 0 50 900 10 3 4 5 0 0\ncpu0 1 2 3\nbtime 5000\n")
+    cpus = ["cpu  9999 0 50 900 10 3 4 5 0 0", "cpu0 100 0 50 900 10 3 4 5 0 0", "cpu1 9000 0 0 0 0 0 0 0 0 0"]
+    (folder / "stat").write_text("\n".join([*cpus, "cpu2 7 0 0 0 0 0 0 0 0 0", "intr 1 2", "btime 5000", ""]))
     return folder
 
 
@@ -88,9 +92,47 @@ def test_a_process_is_the_servers_if_it_is_a_postgres_of_the_same_age(tmp_path: 
     assert cpu_seconds(backend, tmp_path / "no such folder") is None
 
 
-def test_the_machines_cpu_is_all_but_idling(tmp_path: Path) -> None:
-    assert busy_seconds(stat(tmp_path)) == pytest.approx(162 / os.sysconf("SC_CLK_TCK"))
-    assert busy_seconds(tmp_path / "nowhere") is None
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process may run on the first and the third."""
+    monkeypatch.setattr(processes, "_allowed", lambda: {0, 2})
+
+
+def group(folder: Path, limit: str) -> tuple[Path, Path]:
+    """A /proc and a /sys/fs/cgroup in which this process is in the group a/b, which used 2.5 s."""
+    proc, groups = stat(folder / "proc"), folder / "groups"
+    (proc / "self").mkdir()
+    (proc / "self" / "cgroup").write_text("4:memory:/a\n0::/a/b\n")
+    (groups / "a" / "b").mkdir(parents=True)
+    (groups / "a" / "b" / "cpu.max").write_text(f"{limit}\n")
+    (groups / "a" / "b" / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+    return proc, groups
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_what_is_not_idling_on_our_cores_is_busy(tmp_path: Path) -> None:
+    proc = stat(tmp_path)
+    assert cores(proc, tmp_path) == 2
+    assert busy_seconds(proc, tmp_path) == pytest.approx((162 + 7) / os.sysconf("SC_CLK_TCK"))
+    assert busy_seconds(tmp_path / "nowhere", tmp_path) is None
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_control_group_has_fewer_cores_and_is_busy_by_itself(tmp_path: Path) -> None:
+    limited = group(tmp_path, "150000 100000")
+    assert (cores(*limited), busy_seconds(*limited)) == (1.5, 2.5)
+
+
+@pytest.mark.usefixtures("two_cores")
+@pytest.mark.parametrize("limit", ["max 100000", "200000 100000", "nonsense"])
+def test_a_control_group_that_does_not_limit_is_nothing(tmp_path: Path, limit: str) -> None:
+    free = group(tmp_path, limit)
+    assert cores(*free) == 2
+    assert busy_seconds(*free) == busy_seconds(free[0], tmp_path / "no groups")
+
+
+def test_the_cores_are_those_that_this_process_may_run_on(tmp_path: Path) -> None:
+    assert cores(tmp_path, tmp_path) == len(os.sched_getaffinity(0))
 
 
 def test_a_real_servers_cpu_grows(transact: Transact, database_url: str) -> None:
@@ -132,3 +174,25 @@ async def test_a_watcher_that_cannot_look_says_why(make_engine: EngineMaker, ada
     found = watcher.between(float("-inf"), float("inf"))
     assert found.samples == 0
     assert "riverq_no_such_database" in (found.error or "")
+
+
+async def test_after_a_look_that_failed_there_are_no_more(
+    make_engine: EngineMaker, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+
+    def second_fails(_conn: object, _schema: str, name: str) -> list[Backend]:
+        looks.append(name)
+        if len(looks) == 2:
+            raise RiverqError("gone for a moment")
+        return [COMPUTING]
+
+    monkeypatch.setattr(watch, "backends", second_fails)
+    watcher = Watcher(lambda: make_engine("asyncpg"), "riverq_watched")
+    async with watcher.watching():
+        for _ in range(1000):
+            if not watcher._thread.is_alive():
+                break
+            await asyncio.sleep(0.01)
+    found = watcher.between(float("-inf"), float("inf"))
+    assert (len(looks), found.samples, found.error) == (2, 1, "gone for a moment")

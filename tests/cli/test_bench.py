@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -108,15 +109,7 @@ def test_a_terminal_shows_a_bar_where_rich_is_installed(
 ) -> None:
     hide = "" if has_rich else "sys.modules['rich'] = sys.modules['rich.console'] = None; "
     call = f"import sys; {hide}from riverq.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    screen, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", call, "bench", "--json", "--database-url", database_url, *QUICK],
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        text=True,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
-    )
-    os.close(terminal)
+    process, screen = on_terminal(["-c", call, "bench", "--json", "--database-url", database_url, *QUICK])
     shown: list[bytes] = []
     reader = threading.Thread(target=read_all, args=(screen, shown))
     reader.start()
@@ -128,6 +121,26 @@ def test_a_terminal_shows_a_bar_where_rich_is_installed(
     assert "working the backlog" in text
     assert ("\x1b[" in text) is has_rich
     assert ("bench: working the backlog" in text) is not has_rich
+
+
+def on_terminal(arguments: list[str]) -> tuple[subprocess.Popen[str], int]:
+    """The process, and what its terminal shows."""
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        text=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(terminal)
+    return process, screen
+
+
+def read_until(screen: int, words: bytes) -> None:
+    shown = b""
+    while words not in shown:
+        shown += os.read(screen, 65536)
 
 
 def read_all(screen: int, shown: list[bytes]) -> None:
@@ -170,23 +183,117 @@ def test_a_signal_drops_the_schema(
     assert schemas(onlooker) == []
 
 
-def test_a_second_signal_asks_for_patience_and_a_third_leaves(database_url: str, onlooker: psycopg.Connection) -> None:
-    """The drop waits for a lock that the test holds."""
-    name = "riverq_bench_held"
-    process = bench(database_url, "--schema", name)
+def test_a_signal_drops_the_schema_when_nobody_reads_any_more(database_url: str, onlooker: psycopg.Connection) -> None:
+    with bench(database_url, "--schema", "riverq_bench_unread") as process:
+        wait_for(process, "inserting one by one")
+        assert process.stderr is not None
+        process.stderr.close()
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 129
+    assert schemas(onlooker) == []
+
+
+def test_a_signal_drops_the_schema_when_the_terminal_was_closed(
+    database_url: str, onlooker: psycopg.Connection
+) -> None:
+    call = ["-m", "riverq", "bench", "--database-url", database_url, "--schema", "riverq_bench_closed"]
+    process, screen = on_terminal(call)
+    with process:
+        read_until(screen, b"inserting one by one")
+        os.close(screen)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 129
+    assert schemas(onlooker) == []
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_signal_while_it_connects_is_told_that_nothing_was_made(driver: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        process = bench(f"postgresql+{driver}://u@127.0.0.1:{server.getsockname()[1]}/x")
+        connection, _ = server.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "riverq: interrupted; nothing was made"
+
+
+HELD = "riverq_bench_held"
+
+
+@pytest.fixture
+def holder(database_url: str, onlooker: psycopg.Connection) -> Iterator[psycopg.Connection]:
+    """A connection that may hold a lock for which dropping the schema HELD waits."""
+    with psycopg.connect(database_url) as conn:
+        yield conn
+    onlooker.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(HELD)))
+
+
+def hold(conn: psycopg.Connection) -> None:
+    conn.execute(SQL("SELECT FROM {}").format(Identifier(HELD, "river_queue")))
+
+
+def test_a_second_signal_asks_for_patience_and_a_third_leaves(database_url: str, holder: psycopg.Connection) -> None:
+    process = bench(database_url, "--schema", HELD)
     wait_for(process, "inserting one by one")
-    with psycopg.connect(database_url) as holder:
-        holder.execute(SQL("SELECT FROM {}").format(Identifier(name, "river_queue")))
-        process.send_signal(signal.SIGINT)
-        wait_for(process, "bench: dropping the schema")
-        process.send_signal(signal.SIGINT)
-        wait_for(process, f"riverq: dropping schema '{name}' (once more leaves it behind)")
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+    hold(holder)
+    process.send_signal(signal.SIGINT)
+    wait_for(process, "bench: dropping the schema")
+    process.send_signal(signal.SIGINT)
+    wait_for(process, "riverq: still ending (once more ends at once)")
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert out == ""
-    assert err == f"riverq: schema '{name}' may be left behind\n"
-    onlooker.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(name)))
+    assert err.startswith(f"riverq: ended at once; schema '{HELD}' may be left behind (if its comment is 'made by ")
+    assert err.endswith(f'\': DROP SCHEMA "{HELD}" CASCADE)\n')
+
+
+def test_a_third_signal_leaves_when_nobody_reads_any_more(database_url: str, holder: psycopg.Connection) -> None:
+    with bench(database_url, "--schema", HELD) as process:
+        wait_for(process, "inserting one by one")
+        hold(holder)
+        process.send_signal(signal.SIGHUP)
+        wait_for(process, "bench: dropping the schema")
+        assert process.stderr is not None
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+
+
+def test_a_third_signal_gives_the_terminal_its_cursor_back(database_url: str, holder: psycopg.Connection) -> None:
+    process, screen = on_terminal(["-m", "riverq", "bench", "--database-url", database_url, "--schema", HELD])
+    with process:
+        read_until(screen, b"inserting one by one")
+        hold(holder)
+        process.send_signal(signal.SIGINT)
+        read_until(screen, b"dropping the schema")
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        shown: list[bytes] = []
+        read_all(screen, shown)
+        assert process.wait(timeout=60) == 143
+    assert b"riverq: ended at once" in b"".join(shown)
+    assert b"".join(shown).endswith(b"\x1b[?25h")
+
+
+def test_a_signal_keeps_its_code_when_the_schema_cannot_be_dropped(
+    database_url: str, holder: psycopg.Connection
+) -> None:
+    url = sa.make_url(database_url).update_query_dict({"options": "-c lock_timeout=200"})
+    process = bench(with_driver(url.render_as_string(hide_password=False), URLS["psycopg"]), "--schema", HELD)
+    wait_for(process, "inserting one by one")
+    hold(holder)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert out == ""
+    dropping, failed, interrupted = err.splitlines()
+    assert dropping == "bench: dropping the schema"
+    assert failed.startswith("riverq: the schema cannot be dropped: ")
+    assert interrupted.startswith(f"riverq: interrupted; schema '{HELD}' may be left behind (if its comment is ")
 
 
 # -- what goes wrong
@@ -214,6 +321,7 @@ def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["--duration", "0"], "more than 0 and at most a day, got: '0'"),
         (["--duration", "9" * 400], "at most a day"),
         (["--schema", "with space"], "expected schema to be at most"),
+        (["--schema", "mine"], "expected --schema to start with 'riverq_bench', got: 'mine'"),
         (["--database-url", f"postgresql+pg8000://u:{SECRET}@h/x", "--async"], "pg8000 has no async face"),
         (["--database-url", f"postgresql+pg8000_async://u:{SECRET}@h/x"], "pg8000_async has no async face"),
         (["--database-url", f"mysql://u:{SECRET}@h/x"], "expected a Postgres URL"),
@@ -243,11 +351,25 @@ def test_an_option_that_the_adapter_does_not_know_is_one_sentence(
     assert "colour" in one_sentence(capsys)
 
 
-def test_a_schema_that_exists_is_called_wrongly(
-    database_url: str, schema: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_of_its_own_is_not_put_on_the_url(
+    database_url: str, onlooker: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "--database-url", database_url, "--schema", schema, *QUICK]) == 2
-    assert f"schema '{schema}' exists already" in one_sentence(capsys)
+    async def mistaken(*_arguments: object) -> None:
+        raise TypeError("f() got an unexpected keyword argument 'colour'")
+
+    monkeypatch.setattr("riverq.bench.run.measure_trips", mistaken)
+    assert main(["bench", "--database-url", database_url, *QUICK]) == 1
+    assert "unexpected TypeError: f() got" in one_sentence(capsys)
+
+
+def test_a_schema_that_exists_is_called_wrongly(
+    database_url: str, onlooker: psycopg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "riverq_bench_there"
+    onlooker.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
+    assert main(["bench", "--database-url", database_url, "--schema", name, *QUICK]) == 2
+    onlooker.execute(SQL("DROP SCHEMA {}").format(Identifier(name)))
+    assert f"schema '{name}' exists already" in one_sentence(capsys)
 
 
 @pytest.mark.parametrize(

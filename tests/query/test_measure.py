@@ -9,13 +9,15 @@ import pytest
 import sqlalchemy as sa
 from psycopg.sql import SQL, Identifier
 
-from riverq import migrate
+from riverq.query import measure
 from riverq.query.job_set_state import job_complete_many
 from riverq.query.measure import (
     Backend,
     backends,
     job_analyze,
     job_tally,
+    lock_wait,
+    missing_grant,
     schema_create,
     schema_drop,
     schema_mark,
@@ -29,14 +31,14 @@ from riverq.state import Run
 from tests.fix_database import SESSION_APPLICATION, SchemaPool, Transact
 from tests.query.arrange import ME, Caller, Table
 
-WEIRD = "Wei\"rd %s {x}: $1 :y 'Ä'"
+MIXED = "Riverq_bench_Mixed"
 
 
 @pytest.fixture
 def name(schema_pool: SchemaPool) -> Iterator[str]:
     """The name of a schema that does not exist, and will not afterwards."""
-    yield WEIRD
-    schema_pool.drop(WEIRD)
+    yield MIXED
+    schema_pool.drop(MIXED)
 
 
 def exists(table: Table, name: str) -> bool:
@@ -74,7 +76,46 @@ def test_a_schema_of_others_is_not_dropped(
 
 
 def test_dropping_what_is_not_there_does_nothing(transact: Transact, adapter: str, name: str) -> None:
-    assert transact(adapter, schema_drop, name, "made by me 1") is False
+    assert transact(adapter, schema_drop, name, "made by me 1") is None
+
+
+def test_a_schema_that_took_the_name_meanwhile_is_not_dropped(
+    transact: Transact, adapter: str, name: str, table: Table
+) -> None:
+    """It does so after the first look, before anything is changed."""
+    transact(adapter, schema_create, name, "made by me 1")
+    changes: list[str] = []
+
+    def swap(_conn: object, _cursor: object, statement: str, *_rest: object) -> None:
+        if statement.startswith(("COMMENT", "DROP")):
+            changes.append(statement)
+            if len(changes) == 1:
+                table.conn.execute(SQL("DROP SCHEMA {}").format(Identifier(name)))
+                table.conn.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
+                table.conn.execute(SQL("COMMENT ON SCHEMA {} IS 'ours'").format(Identifier(name)))
+
+    def drop(conn: sa.Connection) -> bool | None:
+        sa.event.listen(conn, "before_cursor_execute", swap)
+        return schema_drop(conn, name, "made by me 1")
+
+    assert transact(adapter, drop) is False
+    assert transact(adapter, schema_mark, name) == "ours"
+    assert changes
+
+
+def test_a_lock_is_waited_for_so_long(
+    transact: Transact, adapter: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transact(adapter, lock_wait, "", 4712)
+    monkeypatch.setattr(measure, "PATIENCE", "50ms")
+    with psycopg.connect(database_url) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(4712)")
+        with pytest.raises(sa.exc.DBAPIError, match="lock timeout"):
+            transact(adapter, lock_wait, "", 4712)
+
+
+def test_who_may_make_schemas_misses_no_right(call: Caller) -> None:
+    assert call(missing_grant) is None
 
 
 def test_a_schema_that_exists_is_not_made(transact: Transact, adapter: str, empty_schema: str, table: Table) -> None:
@@ -93,13 +134,6 @@ def test_the_planner_knows_the_table_afterwards(call: Caller, table: Table, scra
     call(job_analyze)
     found = table.sql("SELECT reltuples FROM pg_class WHERE oid = %s::regclass", f'"{scratch_schema}".river_job')
     assert found[0]["reltuples"] == 42
-
-
-def test_any_name_may_be_analyzed(transact: Transact, adapter: str, name: str, engine: sa.Engine) -> None:
-    transact(adapter, schema_create, name, "made by me 1")
-    migrate.up(engine, schema=name)
-    transact(adapter, job_analyze, name)
-    assert transact(adapter, schema_drop, name, "made by me 1") is True
 
 
 def test_the_server_says_what_it_is(call: Caller, table: Table) -> None:
