@@ -65,6 +65,17 @@ class Child:
         if is_last:
             self.emit("progress", count=self.until)
 
+    async def stop_requested_beside(self, worker: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
+        """The same, raising if the worker ends before it, or anything fails."""
+        stop = asyncio.create_task(self.stop_requested())
+        pending: set[asyncio.Task[None]] = {stop, worker, *others}
+        while not stop.done():
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if worker in done:
+                raise RuntimeError("the worker ended by itself")
+
     async def report_progress(self) -> None:
         """Tell `executed` as long as it changes; run this as a task beside the work."""
         told = 0

@@ -167,18 +167,6 @@ async def insert(child: Child) -> None:
     child.emit("result", count=count)
 
 
-async def until_stop(child: Child, worker: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
-    """Wait for the harness's word; raises if the worker ends before it, or anything fails."""
-    stop = asyncio.create_task(child.stop_requested())
-    pending: set[asyncio.Task[None]] = {stop, worker, *others}
-    while not stop.done():
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        if worker in done:
-            raise RuntimeError("the worker ended by itself")
-
-
 async def work(child: Child) -> None:
     """Work a backlog, or what this process inserts meanwhile."""
     bench = Bench(child)
@@ -197,7 +185,7 @@ async def work(child: Child) -> None:
     others = [asyncio.create_task(child.report_progress())]
     if child.task.get("insert"):
         others.append(asyncio.create_task(insert_all(bench, child.task["insert"], BATCH)))
-    await until_stop(child, worker, *others)
+    await child.stop_requested_beside(worker, *others)
     for task in others:
         task.cancel()
     manager.shutdown.set()
@@ -236,7 +224,7 @@ async def latency(child: Child) -> None:
         {worker, asyncio.create_task(complete.wait())}, timeout=LAST_JOBS_SECONDS, return_when=asyncio.FIRST_COMPLETED
     )
     child.emit("result", samples=[(inserted - first, at, started) for inserted, at, started in samples])
-    await until_stop(child, worker)
+    await child.stop_requested_beside(worker)
     manager.shutdown.set()
     await worker
     child.stopped()

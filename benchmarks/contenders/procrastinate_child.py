@@ -154,18 +154,6 @@ async def insert(child: Child) -> None:
         child.emit("result", count=count)  # the clock stops here, not after closing
 
 
-async def until_stop(child: Child, worker: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
-    """Wait for the harness's word; raises if the worker ends before it, or anything fails."""
-    stop = asyncio.create_task(child.stop_requested())
-    pending: set[asyncio.Task[None]] = {stop, worker, *others}
-    while not stop.done():
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-        if worker in done:
-            raise RuntimeError("the worker ended by itself")
-
-
 async def end(*tasks: asyncio.Task[None]) -> None:
     """Cancel them and wait; what one of them failed with is raised."""
     for task in tasks:
@@ -193,7 +181,7 @@ async def work(child: Child) -> None:
         others = [asyncio.create_task(child.report_progress())]
         if child.task.get("insert"):
             others.append(asyncio.create_task(bench.defer_all(child.task["insert"], BATCH)))
-        await until_stop(child, worker, *others)
+        await child.stop_requested_beside(worker, *others)
         await end(*others, worker)
     child.stopped()
 
@@ -222,7 +210,7 @@ async def latency(child: Child) -> None:
             return_when=asyncio.FIRST_COMPLETED,
         )
         child.emit("result", samples=samples)
-        await until_stop(child, worker)
+        await child.stop_requested_beside(worker)
         await end(worker)
     child.stopped()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from benchmarks.harness import proc
 from benchmarks.harness.server import Server
@@ -52,10 +52,6 @@ class Usage:
     def disturbed(self) -> bool:
         """Whether somebody else was at work."""
         return self.foreign_share > FOREIGN_LIMIT
-
-    def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,14 +83,6 @@ class Store:
 
     def _path(self, *parts: object) -> Path:
         return self._rounds / f"{'.'.join(str(part) for part in parts)}.json"
-
-
-def grouped(records: list[Record]) -> Iterator[tuple[tuple[str, str], list[Record]]]:
-    """Records by (question, cell), in the order in which they first appear."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.question, record.cell), []).append(record)
-    yield from groups.items()
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.store import Record, Store, grouped
+from benchmarks.harness.store import Record, Store
 from tests.bench_harness.made_up import NOOP, records
 
 
@@ -88,9 +88,3 @@ def test_facts_are_kept_beside_the_rounds(tmp_path: Path) -> None:
     assert Store(tmp_path).facts() == {"minutes": 3.5}
     assert json.loads((tmp_path / "run.json").read_text()) == {"minutes": 3.5}
     assert Store(tmp_path).records() == []
-
-
-def test_records_are_grouped_by_cell() -> None:
-    some, others = records(NOOP, "go", 1.0, 2.0), records(replace(NOOP, name="noop-100-tuned"), "go", 3.0)
-    mixed = [some[0], others[0], some[1]]
-    assert list(grouped(mixed)) == [(("throughput", NOOP.name), some), (("throughput", "noop-100-tuned"), others)]
