@@ -98,12 +98,7 @@ func latency(ctx context.Context, c *child) error {
 	if err := c.expect("stop"); err != nil {
 		return err
 	}
-	if err := stopClient(ctx, client); err != nil {
-		return err
-	}
-	c.emitStopped()
-	pool.Close()
-	return nil
+	return finish(ctx, c, client, pool)
 }
 
 // Inserts job i when i/rate seconds have passed, or `batch` jobs in one call where the task asks for it. A slow insert

@@ -74,6 +74,16 @@ func newWorker(pool *pgxpool.Pool, t *task, run workFunc) (*river.Client[pgx.Tx]
 	return river.NewClient(riverpgxv5.New(pool), config)
 }
 
+// Stops the client, tells how many jobs it has run, and closes the pool.
+func finish(ctx context.Context, c *child, client *river.Client[pgx.Tx], pool *pgxpool.Pool) error {
+	if err := stopClient(ctx, client); err != nil {
+		return err
+	}
+	c.emitStopped()
+	pool.Close()
+	return nil
+}
+
 // Stops a client gently, and by cancelling its jobs where that takes too long.
 func stopClient(ctx context.Context, client *river.Client[pgx.Tx]) error {
 	gently, cancel := context.WithTimeout(ctx, softStop)

@@ -38,12 +38,7 @@ func work(ctx context.Context, c *child) error {
 	if err := awaitStop(c, inserted, cancel); err != nil {
 		return err
 	}
-	if err := stopClient(ctx, client); err != nil {
-		return err
-	}
-	c.emitStopped()
-	pool.Close()
-	return nil
+	return finish(ctx, c, client, pool)
 }
 
 // The work function of the kind of job that the task names.
