@@ -14,16 +14,37 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
+from riverq.cron import CronSchedule
 from riverq.errors import ConfigError
 from riverq.hook import Middleware, check_middleware
 from riverq.insert_opts import check_queue_name
+from riverq.periodic import PeriodicJob
 from riverq.registry import Workers
 from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
+from riverq.schedule import Schedule
+from riverq.stuck import StuckHandler
 from riverq.validation import duration, fail, integer, known_options
 
 C = TypeVar("C", bound=type)
 
 MILLISECOND = timedelta(milliseconds=1)
+HOUR = timedelta(hours=1)
+LEAST_CLIENT_GRACE = timedelta(seconds=6)
+KEEP = timedelta(seconds=-1)
+"""A retention that means: keep for ever, as None does. River spells it -1."""
+
+MIDNIGHT_UTC = CronSchedule("0 0 * * *")
+
+REINDEXED = (
+    "river_job_args_index",
+    "river_job_kind",
+    "river_job_metadata_index",
+    "river_job_pkey",
+    "river_job_prioritized_fetching_index",
+    "river_job_state_and_finalized_at_index",
+    "river_job_unique_idx",
+)
+
 MAX_SCHEMA_LENGTH = 46
 """63 bytes of a Postgres identifier, less the dot and the longest topic, `river_leadership`."""
 
@@ -71,17 +92,33 @@ class Config:
 
     A client without `queues` only inserts; one with `queues` also needs `workers`.
 
+    - `cancelled_job_retention_period` (24 h), `completed_job_retention_period` (24 h), `discarded_job_retention_period`
+      (7 days): how long the leader keeps finished jobs; None or -1 second keeps them for ever.
+    - `client_grace` (30 s, at least 6 s): how long a client may be silent before it may be taken for dead. The same for
+      all clients of a fleet.
     - `client_id`: at most 100 characters; made from host name and time when not given. Written to `attempted_by` and
       `river_leader`.
     - `fetch_cooldown` (100 ms): the least time between two claims of one queue. `fetch_poll_interval` (1 s): how often
       a queue is looked at when nothing is heard.
     - `fetch_eager` (True): claim again at once while claims come back full and slots are free.
+    - `job_cleaner_timeout` (30 s): how long one statement of the job cleaner may take.
+    - `job_stuck_threshold` (10 s): how long past its timeout a job may run on before it counts as stuck, and
+      `job_stuck_handler` is told.
     - `job_timeout` (60 s): how long an attempt may take, unless its worker says otherwise; None for no limit.
+    - `leader_election` (True): whether this client may lead. One that may not cannot have `periodic_jobs`.
+    - `loop_block_threshold` (1 s): for how long the event loop may stand still before the job that blocks it is named.
     - `max_attempts` (25): for jobs whose options do not say.
     - `middleware`: wraps inserting and working; see docs/internals/worker.md.
+    - `on_unknown_stuck_kind` (`"leave"`): what this client, leading, does with dead clients' jobs of kinds that it has
+      no worker for: `"leave"`, `"retry"` or `"discard"` (as Go River).
     - `period_basis`: what `by_period` counts from: `"scheduled_time"`, or `"insert_time"` for fleets with Go River
       before 0.48.
+    - `periodic_jobs`: inserted by a schedule while this client leads; register the same in every client that may lead.
     - `poll_only` (False): never LISTEN.
+    - `reindexer_schedule` (midnight UTC), `reindexer_timeout` (1 minute each; None for no limit),
+      `reindexer_index_names` (River's seven; empty for none): when which indexes are rebuilt.
+    - `rescue_stuck_jobs_after`: after how long a running job whose client gives no proof of life is taken for stuck;
+      None: 1 h, or `job_timeout` + 1 h where that was set.
     - `retry_policy`: River's fourth power of the number of errors, in seconds, ±10 %.
     - `schema`: where River's tables are; None means the engine's `current_schema()`, asked once.
     - `skip_unknown_job_check` (False): let a client with workers insert kinds that it has no worker for.
@@ -91,16 +128,31 @@ class Config:
     Raises ConfigError for a value outside its limits or a setting that does not exist.
     """
 
+    cancelled_job_retention_period: timedelta | None = timedelta(hours=24)
+    client_grace: timedelta = timedelta(seconds=30)
     client_id: str | None = None
+    completed_job_retention_period: timedelta | None = timedelta(hours=24)
+    discarded_job_retention_period: timedelta | None = timedelta(days=7)
     fetch_cooldown: timedelta = timedelta(milliseconds=100)
     fetch_eager: bool = True
     fetch_poll_interval: timedelta = timedelta(seconds=1)
+    job_cleaner_timeout: timedelta = timedelta(seconds=30)
+    job_stuck_handler: StuckHandler | None = None
+    job_stuck_threshold: timedelta = timedelta(seconds=10)
     job_timeout: timedelta | None = timedelta(seconds=60)
+    leader_election: bool = True
+    loop_block_threshold: timedelta = timedelta(seconds=1)
     max_attempts: int = 25
     middleware: Sequence[Middleware] = ()
+    on_unknown_stuck_kind: Literal["leave", "retry", "discard"] = "leave"
     period_basis: Literal["scheduled_time", "insert_time"] = "scheduled_time"
+    periodic_jobs: Sequence[PeriodicJob] = ()
     poll_only: bool = False
     queues: Mapping[str, QueueConfig] = field(default_factory=dict)
+    reindexer_index_names: Sequence[str] = REINDEXED
+    reindexer_schedule: Schedule = MIDNIGHT_UTC
+    reindexer_timeout: timedelta | None = timedelta(minutes=1)
+    rescue_stuck_jobs_after: timedelta | None = None
     retry_policy: RetryPolicy = field(default_factory=DefaultRetryPolicy)
     schema: str | None = None
     skip_unknown_job_check: bool = False
@@ -114,7 +166,18 @@ class Config:
         integer("max_attempts", self.max_attempts, 1, 32_767)
         if self.period_basis not in ("scheduled_time", "insert_time"):
             raise fail("period_basis", "to be 'scheduled_time' or 'insert_time'", self.period_basis)
+        if self.on_unknown_stuck_kind not in ("leave", "retry", "discard"):
+            raise fail("on_unknown_stuck_kind", "to be 'leave', 'retry' or 'discard'", self.on_unknown_stuck_kind)
         self._check_queues()
+        self._check_leading()
+
+    @property
+    def rescue_horizon(self) -> timedelta:
+        """`rescue_stuck_jobs_after`, or what stands for it where it was not given."""
+        if self.rescue_stuck_jobs_after is not None:
+            return self.rescue_stuck_jobs_after
+        default = Config.__dataclass_fields__["job_timeout"].default
+        return HOUR if self.job_timeout in (None, default) else HOUR + self.job_timeout
 
     def _check_names(self) -> None:
         if self.client_id is not None and not (isinstance(self.client_id, str) and 1 <= len(self.client_id) <= 100):
@@ -137,9 +200,20 @@ class Config:
             duration("job_timeout", self.job_timeout, MILLISECOND)
         if self.soft_stop_timeout is not None:
             duration("soft_stop_timeout", self.soft_stop_timeout)
+        duration("client_grace", self.client_grace, LEAST_CLIENT_GRACE)
+        for name in ("job_cleaner_timeout", "job_stuck_threshold", "loop_block_threshold"):
+            duration(name, getattr(self, name), MILLISECOND)
+        for state in ("cancelled", "completed", "discarded"):
+            name = f"{state}_job_retention_period"
+            if getattr(self, name) not in (None, KEEP):
+                duration(name, getattr(self, name))
+        if self.reindexer_timeout is not None:
+            duration("reindexer_timeout", self.reindexer_timeout, MILLISECOND)
+        if self.rescue_stuck_jobs_after is not None:
+            duration("rescue_stuck_jobs_after", self.rescue_stuck_jobs_after, self.job_timeout or MILLISECOND)
 
     def _check_kinds(self) -> None:
-        for name in ("fetch_eager", "poll_only", "skip_unknown_job_check"):
+        for name in ("fetch_eager", "leader_election", "poll_only", "skip_unknown_job_check"):
             if not isinstance(getattr(self, name), bool):
                 raise fail(name, "to be True or False", getattr(self, name))
         if not isinstance(self.queues, Mapping):
@@ -165,6 +239,24 @@ class Config:
         object.__setattr__(self, "middleware", tuple(self.middleware))
         for item in self.middleware:
             check_middleware(item)
+
+    def _check_leading(self) -> None:
+        if not callable(getattr(self.reindexer_schedule, "next", None)):
+            raise fail("reindexer_schedule", "to be a schedule", self.reindexer_schedule, "riverq.cron(…), every(…)")
+        for name in ("periodic_jobs", "reindexer_index_names"):
+            if not isinstance(getattr(self, name), Sequence) or isinstance(getattr(self, name), str):
+                raise fail(name, "to be a list", getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for index in self.reindexer_index_names:
+            if not isinstance(index, str) or not index:
+                raise fail("reindexer_index_names", "to hold names", index)
+        for job in self.periodic_jobs:
+            if not isinstance(job, PeriodicJob):
+                raise fail("periodic_jobs", "to hold PeriodicJobs", job)
+        if self.periodic_jobs and not self.leader_election:
+            raise ConfigError("periodic jobs need a client that may lead (drop leader_election=False or periodic_jobs)")
+        if self.job_stuck_handler is not None and not callable(self.job_stuck_handler):
+            raise fail("job_stuck_handler", "to be a function", self.job_stuck_handler)
 
 
 def _is_unicode(text: str) -> bool:

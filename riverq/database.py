@@ -10,6 +10,8 @@ touch the connection after it has gone back to the pool.
                  round trips of their own (on an adapter without `autocommit` the same as `run`)
     limited      a lane: the same engine behind slots of its own, so that work that may wait (a locked row, a long
                  upkeep) never keeps work that must not (the leader's lease) from a connection
+    share        a lane inside this one: at most so many of this one's own slots, so that the upkeep of the leader never
+                 takes all slots from claims and completions
 
 Cancelling the task that awaits: on an async engine the adapter cancels the statement and the connection is discarded;
 on a sync engine the thread runs on to the end of the transaction, its result is dropped, and the connection goes back
@@ -137,15 +139,22 @@ class Database:
         self.schema = schema
         self._owns_engine = owns_engine
         self._shared = _Shared()
+        self._outer: Database | None = None
         self._make_lane(slots)
 
     def limited(self, slots: int) -> Database:
         """The same engine and schema behind `slots` of its own; closed with the database it came from."""
         lane = Database.__new__(Database)
         lane.engine, lane.driver, lane.schema = self.engine, self.driver, self.schema
-        lane._owns_engine, lane._shared = False, self._shared
+        lane._owns_engine, lane._shared, lane._outer = False, self._shared, None
         lane._make_lane(slots)
         return lane
+
+    def share(self, slots: int) -> Database:
+        """The same lane, of whose slots at most `slots` are used at once through what is returned."""
+        part = self.limited(slots)
+        part._outer = self
+        return part
 
     async def run(self, fn: Callable[Concatenate[Connection, str, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `fn(conn, schema, …)` in a transaction of its own, and commit it.
@@ -193,6 +202,9 @@ class Database:
     ) -> T:
         if self._shared.closed:
             raise UsageError("the client's database was closed (its client was stopped)")
+        if self._outer is not None:
+            async with self._slots:
+                return await self._outer._run(how, call)
         with translating(self.driver):
             if isinstance(self.engine, AsyncEngine):
                 self._check_loop()

@@ -50,6 +50,9 @@ class Tables:
         self.queue = _queue(self.metadata)
         self.migration = _migration(self.metadata)
         self.notification = _notification(self.metadata)
+        self.client = _client(self.metadata)
+        self.timed_pause = _timed_pause(self.metadata)
+        self.periodic_job = _periodic_job(self.metadata)
 
     def state(self, state: JobState) -> sa.ColumnElement[Any]:
         """A state as a constant of the enum."""
@@ -156,4 +159,40 @@ def _notification(metadata: sa.MetaData) -> sa.Table:
         sa.Column("created_at", TIMESTAMP, nullable=False),
         sa.Column("payload", sa.Text, nullable=False),
         sa.Column("topic", sa.Text, nullable=False),
+    )
+
+
+# -- riverq's own tables, on a migration line of their own; a database may lack them
+
+
+def _client(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "riverq_client",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("client_id", sa.Text, nullable=False),
+        sa.Column("incarnation", sa.Uuid, nullable=False),
+        sa.Column("started_at", TIMESTAMP, nullable=False),
+        sa.Column("seen_at", TIMESTAMP, nullable=False),
+        sa.Column("lock_taken", sa.Boolean, nullable=False),
+    )
+
+
+def _timed_pause(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "riverq_queue",
+        metadata,
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("paused_at", TIMESTAMP, nullable=False),
+        sa.Column("until", TIMESTAMP, nullable=False),
+    )
+
+
+def _periodic_job(metadata: sa.MetaData) -> sa.Table:
+    return sa.Table(
+        "riverq_periodic_job",
+        metadata,
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("next_run_at", TIMESTAMP, nullable=False),
+        sa.Column("updated_at", TIMESTAMP, nullable=False),
     )
