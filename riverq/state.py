@@ -30,7 +30,7 @@ TRIGGERS: dict[tuple[JobState, JobState], str] = {
     (S.PENDING, S.AVAILABLE): "retry by hand",
     (S.PENDING, S.CANCELLED): "cancel",
     (S.RUNNING, S.COMPLETED): "success",
-    (S.RUNNING, S.AVAILABLE): "short retry or snooze, interrupted",
+    (S.RUNNING, S.AVAILABLE): "short retry or snooze, interrupted, client died",
     (S.RUNNING, S.SCHEDULED): "snooze",
     (S.RUNNING, S.RETRYABLE): "error, rescue",
     (S.RUNNING, S.CANCELLED): "cancel",
