@@ -8,6 +8,7 @@ touch the connection after it has gone back to the pool.
     run          one transaction, READ COMMITTED whatever the engine's default is
     run_single   one statement without a transaction around it; about a third cheaper, because BEGIN and COMMIT are
                  round trips of their own (on an adapter without `autocommit` the same as `run`)
+    run_outside  one statement that the server refuses inside a transaction, on every adapter
     limited      a lane: the same engine behind slots of its own, so that work that may wait (a locked row, a long
                  upkeep) never keeps work that must not (the leader's lease) from a connection
     share        a lane inside this one: at most so many of this one's own slots, so that the upkeep of the leader never
@@ -116,6 +117,7 @@ class _Shared:
     running: set[Future[Any]] = field(default_factory=set)
     ending: set[asyncio.Task[None]] = field(default_factory=set)
     closed: bool = False
+    disposed: bool = False
 
 
 class Database:
@@ -140,20 +142,24 @@ class Database:
         self._owns_engine = owns_engine
         self._shared = _Shared()
         self._outer: Database | None = None
+        self._check: Callable[[], None] | None = None
         self._make_lane(slots)
 
     def limited(self, slots: int) -> Database:
         """The same engine and schema behind `slots` of its own; closed with the database it came from."""
         lane = Database.__new__(Database)
         lane.engine, lane.driver, lane.schema = self.engine, self.driver, self.schema
-        lane._owns_engine, lane._shared, lane._outer = False, self._shared, None
+        lane._owns_engine, lane._shared, lane._outer, lane._check = False, self._shared, None, None
         lane._make_lane(slots)
         return lane
 
-    def share(self, slots: int) -> Database:
-        """The same lane, of whose slots at most `slots` are used at once through what is returned."""
+    def share(self, slots: int, *, check: Callable[[], None] | None = None) -> Database:
+        """The same lane, of whose slots at most `slots` are used at once through what is returned.
+
+        `check` is called on the connection's side, right before each function's first statement, and may raise.
+        """
         part = self.limited(slots)
-        part._outer = self
+        part._outer, part._check = self, check
         return part
 
     async def run(self, fn: Callable[Concatenate[Connection, str, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -174,6 +180,16 @@ class Database:
             return await self.run(fn, *args, **kwargs)
         return await self._run(self._without_transaction, partial(_call, fn, self.schema, args, kwargs))
 
+    async def run_outside(
+        self, fn: Callable[Concatenate[Connection, str, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call `fn(conn, schema, …)`, which executes one statement without parameters, outside any transaction.
+
+        Without parameters a statement is one exchange on every adapter, so this is safe behind every pooler.
+        Raises what `run` raises.
+        """
+        return await self._run(self._without_transaction, partial(_call, fn, self.schema, args, kwargs))
+
     async def close(self) -> None:
         """Let go of threads and, if owned, of the engine's connections. Waits a few seconds at most; never raises."""
         if self._shared.closed:
@@ -184,6 +200,7 @@ class Database:
         if self._shared.ending:
             await asyncio.wait(self._shared.ending, timeout=CLOSE_LIMIT)
         if self._owns_engine:
+            self._shared.disposed = True
             end = asyncio.ensure_future(self._dispose())
             await asyncio.wait({end}, timeout=CLOSE_LIMIT)
             end.cancel()
@@ -204,7 +221,7 @@ class Database:
             raise UsageError("the client's database was closed (its client was stopped)")
         if self._outer is not None:
             async with self._slots:
-                return await self._outer._run(how, call)
+                return await self._outer._run(how, partial(_checked, self._check, call))
         with translating(self.driver):
             if isinstance(self.engine, AsyncEngine):
                 self._check_loop()
@@ -244,7 +261,11 @@ class Database:
         call: Callable[[Connection], T],
     ) -> T:
         with engine.connect() as conn:
-            return how(conn, call)
+            try:
+                return how(conn, call)
+            finally:
+                if self._shared.disposed:
+                    conn.invalidate()  # it outlasted `close`: the pool it would go back to is nobody's any more
 
     def _check_loop(self) -> None:
         running = asyncio.get_running_loop()
@@ -313,3 +334,9 @@ async def _give_up(opening: asyncio.Future[Any], conn: AsyncConnection) -> None:
 
 def _call(fn: Callable[..., T], schema: str, args: tuple[Any, ...], kwargs: dict[str, Any], conn: Connection, /) -> T:
     return fn(conn, schema, *args, **kwargs)
+
+
+def _checked(check: Callable[[], None] | None, call: Callable[[Connection], T], conn: Connection) -> T:
+    if check is not None:
+        check()
+    return call(conn)

@@ -2,14 +2,28 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 
+from riverq.database import Database
+from riverq.driver import load_driver
 from riverq.errors import ConfigError, DatabaseError
-from riverq.maintenance.base import BatchSize, MaintenanceService, MaintenanceTiming
-from riverq.service import ServiceContext
+from riverq.maintenance import base
+from riverq.maintenance.base import (
+    FULL_BATCHES_BEFORE_GROWTH,
+    MOST_FULL_BATCHES,
+    BatchSize,
+    MaintenanceService,
+    MaintenanceTiming,
+)
+from riverq.service import OperationTimeoutError, ServiceContext
 from riverq.testing.fake_clock import FakeClock
+from tests.fix_database import EngineMaker
 from tests.service.stress import stress_start_stop
 
 
@@ -106,19 +120,180 @@ async def test_batches_go_on_until_one_is_not_full(fake_ctx: ServiceContext, clo
     assert clock.monotonic() >= 0.1  # two pauses
 
 
+async def test_batches_shrink_and_recover(
+    fake_ctx: ServiceContext, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    service = Ticking(fake_ctx, MaintenanceTiming(batch_size=10, reduced_batch_size=4))
+    limits: list[int] = []
+
+    async def run_batch(limit: int) -> int:
+        limits.append(limit)
+        return limit if len(limits) < 30 else 0
+
+    for _ in range(3):
+        service._note_timeout()
+    running = asyncio.create_task(service.batches(run_batch))
+    while not running.done():
+        await clock.advance(0.05)
+    assert limits == [4] * 10 + [8] * 10 + [10] * 10
+    assert caplog.messages == [
+        "Ticking: Statements keep timing out, from now on 4 rows at a time",
+        "Ticking: Takes larger batches again, 8 rows at a time",
+        "Ticking: Takes larger batches again, 10 rows at a time",
+    ]
+
+
+class TestQuery:
+    """The time limit, on a real server."""
+
+    @pytest.fixture
+    async def service(
+        self, ctx: ServiceContext, adapter: str, make_engine: EngineMaker, schema: str
+    ) -> AsyncIterator[Ticking]:
+        engine = make_engine(adapter, pool_size=1, max_overflow=0)
+        db = Database(engine, load_driver(engine), schema=schema, slots=1, owns_engine=False)
+        service = Ticking(ctx, MaintenanceTiming(timeout=timedelta(milliseconds=200)))
+        service._db = db
+        yield service
+        await db.close()
+
+    async def test_statement_that_takes_too_long_ends_on_the_server(
+        self, service: Ticking, database_url: str, schema: str
+    ) -> None:
+        """With its only connection in a statement that went on, the next one would get none."""
+        with psycopg.connect(database_url) as other:
+            other.execute(f"LOCK TABLE {schema}.river_job IN ACCESS EXCLUSIVE MODE")
+            for number in range(1, 4):
+                with pytest.raises(DatabaseError) as caught:
+                    await service.query(statement, "SELECT count(*) FROM {schema}.river_job")
+                assert caught.value.sqlstate == "57014"
+                assert service.batch_size.is_reduced is (number == 3)
+                assert await service._db.run(statement, "SELECT 7") == 7
+        assert await service.query(statement, "SELECT count(*) FROM {schema}.river_job") == 0
+
+    async def test_limit_ends_with_the_transaction(self, service: Ticking) -> None:
+        assert await service.query(statement, "SELECT current_setting('statement_timeout')") == "200ms"
+        assert await service._db.run(statement, "SELECT current_setting('statement_timeout')") == "0"
+
+    async def test_waiting_for_a_connection_is_not_the_batches_fault(
+        self, service: Ticking, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(base, "ANSWER_LIMIT", 0.0)
+        entered, leave = threading.Event(), threading.Event()
+
+        def occupy(conn: sa.Connection, _schema: str) -> None:
+            entered.set()
+            while not leave.is_set():
+                conn.exec_driver_sql("SELECT pg_sleep(0.01)")
+
+        occupying = asyncio.create_task(service._db.run(occupy))
+        await asyncio.to_thread(entered.wait)
+        for _ in range(3):
+            with pytest.raises(OperationTimeoutError):
+                await service.query(statement, "SELECT 1")
+        assert not service.batch_size.is_reduced
+        leave.set()
+        await occupying
+
+    async def test_server_that_does_not_answer_is_not_waited_for(
+        self, service: Ticking, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Statement after statement within the limit, without end, stands for a network that swallows the answer."""
+        monkeypatch.setattr(base, "ANSWER_LIMIT", 0.0)
+
+        def endless(conn: sa.Connection, _schema: str, leave: threading.Event) -> None:
+            while not leave.is_set():
+                conn.exec_driver_sql("SELECT pg_sleep(0.01)")
+
+        while not service.batch_size._timeouts:  # on a slow machine the limit may come before the first statement
+            leave = threading.Event()
+            with pytest.raises(OperationTimeoutError):
+                await service.query(endless, leave)
+            leave.set()
+        assert await service._db.run(statement, "SELECT 7") == 7
+
+
+def statement(conn: sa.Connection, schema: str, text: str) -> object:
+    """A query function: run `text`, return its first value."""
+    return conn.exec_driver_sql(text.format(schema=schema)).scalar_one()
+
+
 class TestBatchSize:
     @pytest.fixture
     def size(self, fake_ctx: ServiceContext) -> BatchSize:
         return BatchSize(fake_ctx, MaintenanceTiming())
 
-    def test_shrinks_after_three_timeouts_in_a_row_and_stays(self, size: BatchSize) -> None:
-        for _ in range(2):
+    def shrink(self, size: BatchSize) -> None:
+        for _ in range(3):
             size.timed_out()
+
+    def fill(self, size: BatchSize, number: int) -> None:
+        for _ in range(number):
+            size.succeeded()
+            size.filled()
+
+    def test_shrinks_after_three_timeouts_in_a_row(self, size: BatchSize) -> None:
+        assert [size.timed_out() for _ in range(2)] == [False, False]
         assert (size.current, size.is_reduced) == (10_000, False)
-        size.timed_out()
+        assert size.timed_out()
         assert (size.current, size.is_reduced) == (1_000, True)
-        size.succeeded()
+        assert not size.timed_out()
         assert size.current == 1_000
+
+    def test_recovers_step_by_step_with_full_batches(self, size: BatchSize) -> None:
+        self.shrink(size)
+        seen = []
+        while size.is_reduced:
+            seen.append(size.current)
+            self.fill(size, FULL_BATCHES_BEFORE_GROWTH - 1)
+            assert size.current == seen[-1]
+            assert size.filled()
+        assert (seen, size.current) == ([1_000, 2_000, 4_000, 8_000], 10_000)
+        self.fill(size, 100)
+        assert size.current == 10_000
+
+    def test_batches_that_are_not_full_prove_nothing(self, size: BatchSize) -> None:
+        self.shrink(size)
+        for _ in range(1_000):
+            size.succeeded()
+        assert size.current == 1_000
+
+    def test_one_timeout_on_trial_takes_the_size_back_and_doubles_the_patience(self, size: BatchSize) -> None:
+        self.shrink(size)
+        for patience in (10, 20, 40, 80, 160, 320, MOST_FULL_BATCHES, MOST_FULL_BATCHES):
+            self.fill(size, patience - 1)
+            assert size.current == 1_000
+            assert size.filled()
+            assert size.current == 2_000
+            assert size.timed_out()
+            assert size.current == 1_000
+
+    def test_a_size_that_has_proved_itself_takes_three_timeouts(self, size: BatchSize) -> None:
+        self.shrink(size)
+        self.fill(size, 11)
+        assert [size.timed_out() for _ in range(3)] == [False, False, True]
+        assert size.current == 1_000
+
+    def test_a_timeout_starts_the_row_anew(self, size: BatchSize) -> None:
+        self.shrink(size)
+        self.fill(size, 9)
+        size.timed_out()
+        self.fill(size, 9)
+        assert size.current == 1_000
+        self.fill(size, 1)
+        assert size.current == 2_000
+
+    def test_patience_is_forgotten_once_the_full_size_works_again(self, size: BatchSize) -> None:
+        self.shrink(size)
+        self.fill(size, 10)
+        size.timed_out()
+        self.fill(size, 4 * 20)
+        assert size.current == 10_000
+        self.fill(size, 20)
+        self.shrink(size)
+        self.fill(size, 10)
+        assert size.current == 2_000
 
     def test_a_success_between_them_starts_the_count_anew(self, size: BatchSize) -> None:
         for _ in range(5):
