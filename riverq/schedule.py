@@ -7,10 +7,10 @@ in UTC. It must be pure: the same question has the same answer, in every process
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol, runtime_checkable
 
-from riverq.validation import duration
+from riverq.validation import duration, fail
 
 
 @runtime_checkable
@@ -32,9 +32,11 @@ class Every:
         duration("interval", self.interval, timedelta(milliseconds=1))
 
     def next(self, after: datetime, /) -> datetime | None:
-        """`interval` after `after`; None where that is beyond year 9999."""
+        """`interval` of real time after `after`, which must be aware; None where that is beyond year 9999."""
+        if not isinstance(after, datetime) or after.utcoffset() is None:
+            raise fail("after", "to be a datetime aware of its zone", after, "datetime.now(UTC), at.astimezone()")
         try:
-            return after + self.interval
+            return (after.astimezone(UTC) + self.interval).astimezone(after.tzinfo)
         except OverflowError:
             return None
 

@@ -20,6 +20,7 @@ var operations = map[string]operation{
 	"migrate":      migrate,
 	"versions":     versions,
 	"shapes":       shapeNames,
+	"cron":         cronRuns,
 	"insert":       insertJobs,
 	"unique_keys":  uniqueKeys,
 	"rows":         readRows,
