@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -18,7 +18,12 @@ class StuckAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StuckJob:
-    """A job that ran on past its timeout. `total_stuck` counts the stuck jobs of this client, this one included."""
+    """A job that ran on past its timeout.
+
+    `running_for` counts from when its worker began; `total_stuck` counts the stuck jobs of this client, this one
+    included. `place` is where its thread was, as `file:line in function`; None where it has none, which goes for
+    `async def` workers.
+    """
 
     job_id: int
     kind: str
@@ -26,6 +31,8 @@ class StuckJob:
     timeout: timedelta
     running_for: timedelta
     total_stuck: int
+    place: str | None = None
 
 
-StuckHandler = Callable[[StuckJob], StuckAnswer | None]
+StuckHandler = Callable[[StuckJob], StuckAnswer | Awaitable[StuckAnswer | None] | None]
+"""A `def` is called in a thread of its own, an `async def` in the event loop. None means LEAVE."""

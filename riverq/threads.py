@@ -22,11 +22,13 @@ _Call = tuple["Future[Any]", contextvars.Context, Callable[[], Any]]
 class DaemonThreads(Executor):
     """An executor of at most `max_workers` daemon threads; a thread is started only when none is idle.
 
-    Each call runs in a copy of the submitter's context variables.
+    Each call runs in a copy of the submitter's context variables. `lend` allows threads beyond that number for a while,
+    for calls that hold theirs for longer than they should.
     """
 
     def __init__(self, max_workers: int, name: str) -> None:
         self._max_workers = max_workers
+        self._lent = 0
         self._name = name
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -42,7 +44,7 @@ class DaemonThreads(Executor):
             if self._closed:
                 raise RuntimeError(f"cannot run {fn!r}: the threads of {self._name} were shut down")
             self._outstanding += 1
-            if len(self._threads) < min(self._outstanding, self._max_workers):
+            if len(self._threads) < min(self._outstanding, self._max_workers + self._lent):
                 self._start_thread()
             self._calls.put((future, context, lambda: fn(*args, **kwargs)))
         return future
@@ -51,6 +53,16 @@ class DaemonThreads(Executor):
         """Allow up to `max_workers` threads from now on; never shrinks."""
         with self._lock:
             self._max_workers = max(self._max_workers, max_workers)
+
+    def lend(self) -> None:
+        """Allow one thread more, until `take_back`."""
+        with self._lock:
+            self._lent += 1
+
+    def take_back(self) -> None:
+        """End one `lend`. A thread that was started meanwhile stays and serves: calls end in no special order."""
+        with self._lock:
+            self._lent -= 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002  # Executor's own signature
         """Take no more calls. With `wait`, returns when every running call has ended."""

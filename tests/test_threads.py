@@ -83,3 +83,24 @@ def test_a_hung_call_does_not_keep_the_process_alive() -> None:
         "DaemonThreads(1, name='x').submit(lambda: (started.set(), threading.Event().wait())); started.wait()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_a_lent_thread_is_one_more_until_it_is_taken_back() -> None:
+    threads = DaemonThreads(1, name="riverq_test")
+    hold = threading.Event()
+    held = threads.submit(hold.wait, LONG)
+    threads.lend()
+    assert threads.submit(lambda: "beside it").result(LONG) == "beside it"
+    threads.grow(2)  # of the number without what was lent
+    gate = threading.Barrier(3)
+    both = [threads.submit(gate.wait, LONG) for _ in range(2)]
+    gate.wait(LONG)
+    for future in both:
+        future.result(LONG)
+    hold.set()
+    held.result(LONG)
+    threads.take_back()
+    full = [threads.submit(hold.wait, LONG) for _ in range(10)]
+    assert all(future.result(LONG) for future in full)
+    assert len(threads._threads) == 3
+    threads.shutdown()

@@ -116,6 +116,11 @@ class Completer(Service):
         """How many reports are not written yet, those of the slow lane left out."""
         return len(self._waiting) + len(self._writing)
 
+    @property
+    def unwritten(self) -> list[int]:
+        """The ids of the jobs that have ended here and not yet in the database."""
+        return [each.context.claimed.id for each in (*self._writing, *self._waiting)] + self._slow.job_ids
+
     def subscribe(self, on_settled: Callable[[Settled], None]) -> Callable[[], None]:
         """Have `on_settled` called in the loop for every settled run; it must not block. Returns how to end that."""
         return self._settlement.subscribe(on_settled)
@@ -184,7 +189,7 @@ class Completer(Service):
         await asyncio.wait([slow])
 
     def _log_left(self) -> None:
-        left = [each.context.claimed.id for each in (*self._writing, *self._waiting)] + self._slow.job_ids
+        left = self.unwritten
         if left:
             self.ctx.log.warning(
                 "%s: Left jobs running, to be rescued, whose outcome was not written in time (num_jobs=%d, job_id=%s)",

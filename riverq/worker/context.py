@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from riverq.codec import encode
@@ -38,6 +39,13 @@ _job: ContextVar[tuple[str, asyncio.Task[Any] | None] | None] = ContextVar("rive
 def enter_job(client_id: str) -> None:
     """This task, and the thread that its worker may run in, are a job's from now on."""
     _job.set((client_id, asyncio.current_task()))
+
+
+def job_task_of(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
+    """The task of the job whose code started this one; None where none did, or Python does not tell (before 3.12)."""
+    get_context = getattr(task, "get_context", None)
+    job = None if get_context is None else get_context().get(_job)
+    return None if job is None else job[1]
 
 
 def refuse_in_own_job(client_id: str) -> None:
@@ -88,12 +96,15 @@ class RunContext:
         "_log",
         "_row",
         "_staged",
+        "begun_at",
         "cancelled",
         "claimed",
         "completed_in_session",
+        "due_at",
         "is_async",
         "run",
-        "thread_runs",
+        "thread_id",
+        "timeout",
         "wake",
     )
 
@@ -104,14 +115,31 @@ class RunContext:
         self.completed_in_session = False
         self.is_async: bool | None = None
         """Whether the worker is an `async def`; None until it is known which worker it is."""
-        self.thread_runs = False
-        """Whether a thread is at work for this run; set by that thread."""
+        self.thread_id: int | None = None
+        """The thread that is at work for this run; set by that thread."""
+        self.timeout: timedelta | None = None
+        """How long the worker may take; None is no limit."""
+        self.begun_at = 0.0
+        """When the worker began, in seconds of the monotonic clock."""
+        self.due_at = inf
+        """When its time is over; infinite before it begins, after it has ended, and where there is no limit."""
         self.wake: Callable[[timedelta], None] | None = None
         """What to call with how soon this client may look again, where the job goes straight back to `available`."""
         self._around = around
         self._row: JobRow | str = queue  # the queue's name until somebody asks for the row
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
         self._staged: dict[str, str] | None = None
+
+    def worker_begins(self, now: float) -> None:
+        """Its time runs from `now`, a moment of the monotonic clock."""
+        self.begun_at = now
+        if self.timeout is not None:
+            self.due_at = now + self.timeout.total_seconds()
+
+    @property
+    def thread_runs(self) -> bool:
+        """Whether a thread is at work for this run."""
+        return self.thread_id is not None
 
     @property
     def queue(self) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from typing import Any
 
 from riverq.hook import (
@@ -34,12 +35,14 @@ from riverq.registry import RegisteredWorker, Workers
 from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
 from riverq.service.context import ServiceContext
 from riverq.state import Reason, SetState
+from riverq.stuck import StuckHandler
 from riverq.threads import DaemonThreads
 from riverq.worker.completer import Completer
 from riverq.worker.context import RunContext, Surroundings, enter_job
 from riverq.worker.outcome import Finished, Policies, Retry, UnknownKindError, clean, decide, describe, unstorable
 from riverq.worker.run_loop import call_cancellable, run_in_loop
 from riverq.worker.run_thread import run_in_thread
+from riverq.worker.stuck import StuckWatch
 
 LOGGED_ERROR = 2000
 """Characters of a job's error that are logged; the row holds more."""
@@ -49,11 +52,14 @@ LOGGED_ERROR = 2000
 class ExecutorConfig:
     """How jobs are run.
 
+    - `job_stuck_threshold`, `job_stuck_handler`: see `worker.stuck`.
     - `job_timeout`: for workers that do not say; None is no limit.
     - `middleware`: around every job, the first outermost; those without `work` are passed over.
     - `retry_policy`: for workers that do not say.
     """
 
+    job_stuck_handler: StuckHandler | None = None
+    job_stuck_threshold: timedelta = timedelta(seconds=10)
     job_timeout: timedelta | None = timedelta(seconds=60)
     middleware: Sequence[Middleware] = ()
     retry_policy: RetryPolicy = field(default_factory=DefaultRetryPolicy)
@@ -66,11 +72,13 @@ class _Attempt:
     context: RunContext
     job: Job[Any] | None = None
     worker: RegisteredWorker | None = None
-    timeout: timedelta | None = None
 
 
 class Executor:
-    """Shared by all queues of a client. `threads` are for `def` workers, as many as jobs may run at once."""
+    """Shared by all queues of a client. `threads` are for `def` workers, as many as jobs may run at once.
+
+    `stuck` watches over the jobs that run on past their timeout; the producers let it look.
+    """
 
     def __init__(
         self,
@@ -88,6 +96,7 @@ class Executor:
         self._around = around
         self._config = config
         self._middleware = work_middleware(config.middleware)
+        self.stuck = StuckWatch(ctx, threads, config.job_stuck_threshold, config.job_stuck_handler)
 
     def context(self, row: ClaimedRow, queue: str) -> RunContext:
         """The context of a row just claimed from `queue`."""
@@ -103,6 +112,7 @@ class Executor:
             error = asyncio.CancelledError("told to end before it began")
         else:
             error = await call_cancellable(partial(self._work, attempt), context.cancelled)
+            context.due_at = inf
         if context.thread_runs:
             self._ctx.log.warning(
                 "job %s: Left its thread at work, its row stays running and will be rescued (kind=%s)",
@@ -136,18 +146,28 @@ class Executor:
         context.is_async = worker.is_async
         job = Job(worker.spec.decode(context.claimed.args), context)
         attempt.job, attempt.worker = job, worker  # not before: its policy is not asked about args it never saw
-        attempt.timeout = worker.timeout_for(job, self._config.job_timeout)
+        context.timeout = worker.timeout_for(job, self._config.job_timeout)
         middleware = self._middleware
         if worker.middleware:
             middleware = [*work_middleware(worker.middleware), *middleware]
         if worker.is_async:
-            inside = partial(_work_in_loop, worker.func, context, attempt.timeout)
+            inside = partial(self._work_in_loop, worker.func, context)
         else:
             first = _first_for_thread(middleware)
             call = chain_work_sync(middleware[first:], partial(_call_def, worker.func))
-            inside = partial(_work_in_thread, self._threads, call, context, attempt.timeout)
+            inside = partial(self._work_in_thread, call, context)
             middleware = middleware[:first]
         await (chain_work_async(middleware, inside) if middleware else inside)(job)
+
+    async def _work_in_loop(
+        self, func: Callable[[Job[Any]], Awaitable[None]], context: RunContext, job: Job[Any]
+    ) -> None:
+        context.worker_begins(self._ctx.clock.monotonic())
+        await run_in_loop(partial(func, job), context.cancelled, context.timeout)
+
+    async def _work_in_thread(self, call: Callable[[Job[Any]], None], context: RunContext, job: Job[Any]) -> None:
+        context.worker_begins(self._ctx.clock.monotonic())
+        await run_in_thread(self._threads, partial(call, job), context, context.timeout)
 
     # -- the outcome
 
@@ -156,7 +176,7 @@ class Executor:
             worker=partial(_ask_worker, attempt), client=self._client_policy(attempt), rng=self._ctx.rng, now=self._now
         )
         try:
-            return decide(attempt.context, error, timeout=attempt.timeout, policies=policies)
+            return decide(attempt.context, error, timeout=attempt.context.timeout, policies=policies)
         except Exception as defect:
             self._ctx.log.exception("job %s: Failed to decide what became of it", attempt.context.claimed.id)
             return unstorable(attempt.context, defect, self._ctx.rng)[0]
@@ -173,22 +193,6 @@ def _ask_worker(attempt: _Attempt, error: BaseException) -> Retry | None:
     if attempt.worker is None or attempt.job is None or attempt.worker.next_retry is None:
         return None
     return attempt.worker.next_retry(attempt.job, error)
-
-
-async def _work_in_loop(
-    func: Callable[[Job[Any]], Awaitable[None]], context: RunContext, timeout: timedelta | None, job: Job[Any]
-) -> None:
-    await run_in_loop(partial(func, job), context.cancelled, timeout)
-
-
-async def _work_in_thread(
-    threads: DaemonThreads,
-    call: Callable[[Job[Any]], None],
-    context: RunContext,
-    timeout: timedelta | None,
-    job: Job[Any],
-) -> None:
-    await run_in_thread(threads, partial(call, job), context, timeout)
 
 
 def _call_def(func: Callable[[Job[Any]], Any], job: Job[Any]) -> None:

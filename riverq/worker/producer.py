@@ -20,8 +20,8 @@ limit all the same, since a connection that died silently would otherwise end al
 **The connection dies between claim and answer.** The rows are then `running` under our name, and nobody knows them.
 They are the rescuer's: no client could tell them from rows whose worker thread still runs.
 
-**One job, two runs.** A run that was rescued may be claimed again by this same client while its first worker still
-runs. Both occupy a slot; the id stands for the newer one, and the older is told that it is lost.
+**Another configuration** (`reconfigure`) holds from the next claim on, which it brings about. Where it allows fewer
+jobs than run, nothing is claimed until enough have ended; no job is ended for it.
 
 **A broken row** fails only itself: a claim returns texts and integers, and what is in the texts is looked at when the
 job runs.
@@ -36,9 +36,10 @@ context's monotonic clock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from riverq.database import Database
 from riverq.errors import UnavailableError
@@ -48,23 +49,24 @@ from riverq.query.job_fetch import ClaimedRow, job_get_available
 from riverq.service.context import ServiceContext
 from riverq.service.service import Service
 from riverq.service.testsignal import TestSignal
-from riverq.service.ticker import Ticker
 from riverq.state import SHORT_WAIT
-from riverq.validation import duration, integer
+from riverq.validation import duration, fail, integer
 from riverq.worker.cancellation import CancelReason
 from riverq.worker.context import RunContext
 from riverq.worker.executor import Executor
 from riverq.worker.fetch_limiter import FetchLimiter
 from riverq.worker.remote_control import RemoteControl
+from riverq.worker.slots import Slots
+from riverq.worker.waiting import wait_first
 
 LARGEST_CLAIM = 1000
 """More rows in one claim are slower, not faster."""
 
-TIMER_STEP = 0.1
-"""Seconds; local timers are rounded up to it, so that a thousand short retries share a few timers."""
-
 END_GRACE = 2.0
 """Seconds for which a stop waits for a read under way: a cancelled one costs its connection."""
+
+LEAST_JITTER = 0.01
+"""Seconds by which polls differ at least."""
 
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -95,7 +97,7 @@ class ProducerConfig:
 
 @dataclass(slots=True)
 class ProducerStats:
-    """Counters since the producer was made; `running` and `paused` are as of now."""
+    """Counters since the producer was made; `running`, `stuck` and `paused` are as of now."""
 
     queue: str
     max_workers: int
@@ -104,6 +106,7 @@ class ProducerStats:
     ended: int = 0
     failed_claims: int = 0
     running: int = 0
+    stuck: int = 0
     paused: bool = False
 
 
@@ -127,10 +130,10 @@ class Producer(Service):
         self._executor = executor
         self._config = config
         self._limiter = FetchLimiter(ctx, config.fetch_cooldown)
-        self._tasks: dict[asyncio.Task[None], RunContext] = {}
-        self._runs: dict[int, RunContext] = {}
+        self._slots = Slots(config.max_workers)
+        self._stuck = executor.stuck
         self.control = RemoteControl(
-            ctx, db, notifier, queue=config.queue, runs=self._runs, on_pause=self._pause_changed
+            ctx, db, notifier, queue=config.queue, runs=self._slots.runs, on_pause=self._pause_changed
         )
         self.on_pause: Callable[[bool], None] | None = None
         self.claimed: TestSignal[int] = TestSignal()
@@ -138,10 +141,10 @@ class Producer(Service):
         self._stop = asyncio.Event()
         self._leave = asyncio.Event()
         self._idle = asyncio.Event()
+        self._poll_soon = asyncio.Event()
         self._told_to_end: CancelReason | None = None
         self._slots_wanted = False
         self._backlog = False
-        self._timers: dict[int, asyncio.Task[None]] = {}
         self._unsubscribe: Callable[[], None] | None = None
         self._stats = ProducerStats(config.queue, config.max_workers)
 
@@ -151,24 +154,49 @@ class Producer(Service):
         return self._config.queue
 
     @property
+    def config(self) -> ProducerConfig:
+        """How the queue is worked now."""
+        return self._config
+
+    @property
     def stats(self) -> ProducerStats:
-        """Counters, with the present number of running jobs."""
-        self._stats.running, self._stats.paused = len(self._tasks), self.control.paused
+        """Counters, with the present number of running and of stuck jobs."""
+        running = self._slots.running
+        self._stats.running, self._stats.paused = len(running), self.control.paused
+        self._stats.stuck = sum(context in self._stuck for context in running) if self._stuck.total else 0
         return self._stats
 
     @property
     def running_ids(self) -> list[int]:
         """The ids of the jobs that run now."""
-        return [context.run.job_id for context in self._tasks.values()]
+        return [context.run.job_id for context in self._slots.running]
+
+    def run_of(self, task: asyncio.Task[Any]) -> RunContext | None:
+        """The run that this task works, if it is one of this queue's. For any thread."""
+        return self._slots.tasks.get(task)
 
     def trigger(self) -> None:
         """Look for jobs soon; for inserts of this same process, and whoever else knows that there are some."""
         self._limiter.trigger()
 
+    def look_at_everything(self) -> None:
+        """Something may have been missed: read whether the queue is paused, and whether the running jobs are ours."""
+        self.control.look_at_everything()
+        self._limiter.trigger()
+
+    def reconfigure(self, config: ProducerConfig) -> None:
+        """Work the same queue in another way from the next claim on. Raises ConfigError for another queue."""
+        if config.queue != self.queue:
+            raise fail("queue", f"to stay {self.queue!r}", config.queue, "another queue needs a producer of its own")
+        self._config = config
+        self._stats.max_workers = self._slots.max_workers = config.max_workers
+        self._limiter.set_cooldown(config.fetch_cooldown)
+        self._poll_soon.set()
+
     def cancel_jobs(self, reason: CancelReason = CancelReason.STOPPING) -> None:
         """Tell all jobs to end, those that a claim under way brings included, until the next start."""
         self._told_to_end = reason
-        for context in list(self._tasks.values()):
+        for context in self._slots.running:
             context.cancelled.set(reason)
 
     def leave(self) -> list[int]:
@@ -191,27 +219,33 @@ class Producer(Service):
 
     async def run(self) -> None:
         """Work until stopped, then wait for the jobs that run."""
-        fetching = asyncio.create_task(self._fetch_until_stopped(), name=f"riverq.Producer.fetch.{self.queue}")
-        polling = asyncio.create_task(self._poll(), name=f"riverq.Producer.poll.{self.queue}")
-        control = asyncio.create_task(self.control.run(), name=f"riverq.Producer.control.{self.queue}")
+        fetching = self._spawn("fetch", self._fetch_until_stopped())
+        control = self._spawn("control", self.control.run())
+        others = [
+            self._spawn("poll", self._poll()),
+            self._spawn("stuck", self._stuck.run(lambda: self._slots.running, self._add_slot)),
+        ]
         try:
             await self._stop.wait()
             self._limiter.trigger_now()  # so that a fetch loop at rest sees the stop
             await self._wait_or_leave(fetching)
-            self._stop_timers()
-            if self._tasks:
-                self.waiting_for_jobs.signal(len(self._tasks))
+            self._limiter.stop_timers()
+            if self._slots.tasks:
+                self.waiting_for_jobs.signal(len(self._slots.tasks))
                 await self._wait_or_leave(asyncio.create_task(self._until_idle()))
         finally:
             if self._unsubscribe is not None:
                 self._unsubscribe()
             self.control.end()
-            self._stop_timers()
+            self._limiter.stop_timers()
             self._log_left()
             await asyncio.wait([control], timeout=END_GRACE)
-            for task in (fetching, polling, control):
+            for task in (fetching, control, *others):
                 task.cancel()
-            await asyncio.gather(fetching, polling, control, return_exceptions=True)
+            await asyncio.gather(fetching, control, *others, return_exceptions=True)
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(work, name=f"riverq.Producer.{name}.{self.queue}")
 
     async def _until_idle(self) -> None:
         await self._idle.wait()
@@ -227,21 +261,24 @@ class Producer(Service):
             await asyncio.gather(task, leave, return_exceptions=True)
 
     def _log_left(self) -> None:
-        if self._tasks:
+        if self._slots.tasks:
             self.ctx.log.warning(
                 "%s: Left jobs at work, their rows stay running and will be rescued (queue=%s, num_jobs=%d, job_id=%s)",
                 self.name,
                 self.queue,
-                len(self._tasks),
+                len(self._slots.tasks),
                 self.running_ids[:100],
             )
 
     # -- what makes a fetch due
 
     async def _poll(self) -> None:
-        interval = self._config.fetch_poll_interval
-        async for _ in Ticker(self.ctx, interval, jitter=max(interval / 10, timedelta(milliseconds=10))):
+        while True:
+            self._poll_soon.clear()
             self._limiter.trigger()
+            interval = self._config.fetch_poll_interval.total_seconds()
+            jitter = self.ctx.rng.uniform(0, max(interval / 10, LEAST_JITTER))
+            await wait_first(self.ctx, self._poll_soon, interval + jitter)
 
     def _heard_insert(self, payload: str) -> None:
         if parse_insert(payload) == self.queue:
@@ -255,24 +292,8 @@ class Producer(Service):
 
     def _wake_in(self, wait: timedelta) -> None:
         """One of our jobs may run again after `wait`; nobody notifies for waits as short as these."""
-        if self._stop.is_set() or wait > SHORT_WAIT:
-            return
-        seconds = max(0.0, wait.total_seconds())
-        step = int((self.ctx.clock.monotonic() + seconds) / TIMER_STEP) + 1
-        if seconds == 0.0:
-            self._limiter.trigger()
-        elif step not in self._timers:
-            self._timers[step] = asyncio.create_task(self._trigger_at(step), name="riverq.Producer.timer")
-
-    async def _trigger_at(self, step: int) -> None:
-        await self.ctx.clock.sleep(max(0.0, step * TIMER_STEP - self.ctx.clock.monotonic()))
-        self._timers.pop(step, None)
-        self._limiter.trigger()
-
-    def _stop_timers(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        if not self._stop.is_set() and wait <= SHORT_WAIT:
+            self._limiter.trigger_in(wait)
 
     # -- claiming
 
@@ -281,7 +302,7 @@ class Producer(Service):
             await self._limiter.wait()
             if self._stop.is_set() or self.control.paused:
                 continue
-            free = self._config.max_workers - len(self._tasks)
+            free = self._slots.free
             if free <= 0:
                 self._slots_wanted = True
                 continue
@@ -310,6 +331,7 @@ class Producer(Service):
         return rows
 
     def _claim_failed(self, error: Exception) -> None:
+        self.control.claim_ends(())
         self._stats.failed_claims += 1
         self.ctx.log.warning("%s: Could not claim jobs (queue=%s, error=%s)", self.name, self.queue, error)
         self.claimed.signal(-1)
@@ -321,41 +343,42 @@ class Producer(Service):
         if suspects:
             try:
                 await self.control.check(suspects)
-            except Exception as error:  # noqa: BLE001  # they run, and the write of their outcome looks at the mark again
+            except Exception as error:  # noqa: BLE001  # they run, and are looked up again
                 self.ctx.log.warning("%s: Could not look up cancelled jobs (error=%s)", self.name, error)
+                self.control.look_at(suspects)
         for context in contexts:
             if self._told_to_end is not None:
                 context.cancelled.set(self._told_to_end)
             task = asyncio.create_task(self._executor.run(context), name=f"riverq.job.{context.run.job_id}")
-            self._tasks[task] = context
+            self._slots.begin(task, context)
             task.add_done_callback(self._ended)
         self.claimed.signal(len(rows))
 
     def _register(self, row: ClaimedRow) -> RunContext:
         context = self._executor.context(row, self.queue)
         context.wake = self._wake_in
-        older = self._runs.get(row.id)
-        if older is not None:
-            older.cancelled.set(CancelReason.LOST)
-        self._runs[row.id] = context
+        self._slots.register(context)
         return context
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        context = self._tasks.pop(task)
-        if self._runs.get(context.run.job_id) is context:
-            del self._runs[context.run.job_id]
+        context = self._slots.end(task)
+        self._stuck.ended(context)
         self._stats.ended += 1
         if not task.cancelled() and task.exception() is not None:
             self.ctx.log.error("job %s: Ended outside its executor", context.run.job_id, exc_info=task.exception())
         if self._stop.is_set():
-            if not self._tasks:
+            if not self._slots.tasks:
                 self._idle.set()
         else:
             self._fetch_again()
 
+    def _add_slot(self, context: RunContext) -> None:
+        self._slots.add_for(context)
+        self._limiter.trigger()
+
     def _fetch_again(self) -> None:
         """After a claim, and whenever a slot became free."""
-        free = self._config.max_workers - len(self._tasks)
+        free = self._slots.free
         if free <= 0:
             return
         if self._backlog and self._config.fetch_eager and free >= max(1, self._config.max_workers // 10):

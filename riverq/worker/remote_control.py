@@ -5,15 +5,22 @@ payload said. So nothing depends on their order, on their number, or on their ar
 
 - the queue's row is read after the subscription was made, whenever the notifier says that something may have been
   missed, and every `interval` while notifications are not delivered;
-- running jobs are looked at when one of them is said to be cancelled, after every such gap, and every `interval` while
-  nothing is delivered. A run is cancelled where its cancel mark differs from the one seen at the claim, and lost where
-  its fence does not match any more;
+- running jobs are looked at when one of them is said to be cancelled, after every such gap, every `interval` while
+  nothing is delivered, and every `LOOK_INTERVAL` all the same: nobody notifies when a run is taken away by a rescue. A
+  process that stood still asks for a look at once (`look_at_everything`), since its runs may have been taken meanwhile.
+  A run is cancelled where its cancel mark differs from the one seen at the claim, and lost where its fence does not
+  match any more;
 - a cancellation can be heard between a claim's commit and the moment its rows are known here. What is heard while a
-  claim is under way is kept until it returns, and looked up before those jobs start. What was heard before the claim
-  began was committed before it, and is in what the claim returned.
+  claim is under way is kept until it returns, and looked up before those jobs start. That includes ids that run here
+  already: the claim may bring a newer run of the same job. What was heard before the claim began was committed before
+  it, and is in what the claim returned.
+
+What is heard is kept as sets of ids, of jobs that run here or, during a claim, may come to, and one flag for the queue:
+a flood of notifications becomes a few reads, and nothing is ever dropped.
 
 All reads happen one after the other in one task, so an old answer never overwrites a newer one. A read that fails is
-made again after `interval`.
+made again after `interval`, and so is one that takes longer than `READ_LIMIT`: a queue's row may be locked by whoever
+pauses it in a long transaction, and cancellations must not wait for that, nor one for the other.
 """
 
 from __future__ import annotations
@@ -29,12 +36,22 @@ from riverq.query.job_read import job_run_status
 from riverq.query.queue import queue_create_or_touch, queue_get
 from riverq.service.context import ServiceContext
 from riverq.service.testsignal import TestSignal
+from riverq.service.timeout import OperationTimeoutError, within
 from riverq.worker.cancellation import CancelReason
 from riverq.worker.context import RunContext
 from riverq.worker.waiting import wait_first
 
 TOUCH_INTERVAL = timedelta(minutes=10)
 """How often the queue's row is touched: the queue cleaner deletes rows that nobody touched for a day."""
+
+TOUCH_AGAIN = timedelta(minutes=1)
+"""When to try again after the touch failed; meanwhile the row is only read."""
+
+LOOK_INTERVAL = timedelta(minutes=1)
+"""How often all running jobs are looked at although everything that is sent is heard."""
+
+READ_LIMIT = timedelta(seconds=10)
+"""How long one read may take."""
 
 ALL_QUEUES = "*"
 
@@ -67,7 +84,8 @@ class RemoteControl:
         self._check_all = False
         self._asked: set[int] = set()
         self._during_claim: set[int] | None = None
-        self._touched_at = 0.0
+        self._touch_due = 0.0
+        self._look_due = 0.0
         self._ended = False
         self._unsubscribe: Callable[[], None] | None = None
 
@@ -75,9 +93,13 @@ class RemoteControl:
         """Listen, then make the queue's row and read it, in this order. Raises what the database raises."""
         self._ended = False
         if self._notifier is not None:
-            self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self._missed)
+            self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self.look_at_everything)
+        self._look_due = self._ctx.clock.monotonic() + LOOK_INTERVAL.total_seconds()
         try:
-            await self._touch()
+            try:
+                await self._touch()
+            except OperationTimeoutError:
+                await self._read()  # the row is locked: it is touched later, but whether it is paused can be read
         except BaseException:
             self.end()
             raise
@@ -97,16 +119,26 @@ class RemoteControl:
             self._wake.clear()
             if self._ended:
                 return
-            try:
-                await self._read_queue()
-                await self._check_runs()
-            except Exception as error:  # noqa: BLE001  # the database is away, or worse; both are asked again
-                self._ctx.log.warning("Producer: Failed to read its state (queue=%s, error=%s)", self._queue, error)
+            for read in (self._check_runs, self._read_queue):
+                try:
+                    await read()
+                except Exception as error:  # noqa: BLE001  # the database is away, or worse; it is asked again
+                    self._ctx.log.warning("Producer: Failed to read its state (queue=%s, error=%s)", self._queue, error)
+
+    def look_at_everything(self) -> None:
+        """Read the queue and all running jobs soon: something may have been missed."""
+        self._read_due = self._check_all = True
+        self._wake.set()
+
+    def look_at(self, job_ids: Iterable[int]) -> None:
+        """Look at these running jobs soon."""
+        self._asked.update(job_ids)
+        self._wake.set()
 
     # -- cancellations heard while a claim is under way
 
     def claim_begins(self) -> None:
-        """Begin to keep the ids of cancelled jobs that are not known here."""
+        """Begin to keep the ids of all jobs that are said to be cancelled."""
         self._during_claim = set()
 
     def claim_ends(self, job_ids: Iterable[int]) -> list[int]:
@@ -121,18 +153,13 @@ class RemoteControl:
         if control is None:
             return
         if control.action == "cancel" and control.queue == self._queue:
-            if control.job_id in self._runs:
-                self._asked.add(control.job_id)
-                self._wake.set()
-            elif self._during_claim is not None:
+            if self._during_claim is not None:
                 self._during_claim.add(control.job_id)
+            if control.job_id in self._runs:
+                self.look_at([control.job_id])
         elif control.action in ("pause", "resume") and control.queue in (self._queue, ALL_QUEUES):
             self._read_due = True
             self._wake.set()
-
-    def _missed(self) -> None:
-        self._read_due = self._check_all = True
-        self._wake.set()
 
     @property
     def _is_blind(self) -> bool:
@@ -141,24 +168,38 @@ class RemoteControl:
     # -- the queue's row
 
     async def _read_queue(self) -> None:
-        if self._ctx.clock.monotonic() - self._touched_at >= TOUCH_INTERVAL.total_seconds():
+        if self._ctx.clock.monotonic() >= self._touch_due:
             await self._touch()
         elif self._read_due or self._is_blind:
-            self._read_due = False
-            try:
-                queue = await self._db.run_single(queue_get, self._queue)
-            except BaseException:
-                self._read_due = True
-                raise
-            if queue is None:
-                await self._touch()
-            else:
-                self._set_paused(paused=queue.paused_at is not None)
+            await self._read()
+
+    async def _read(self) -> None:
+        self._read_due = False
+        try:
+            queue = await within(
+                READ_LIMIT.total_seconds(), "reading the queue's row", self._db.run_single(queue_get, self._queue)
+            )
+        except BaseException:
+            self._read_due = True
+            raise
+        if queue is None:
+            await self._touch()
+        else:
+            self._set_paused(paused=queue.paused_at is not None)
 
     async def _touch(self) -> None:
         self._read_due = False
-        queue = await self._db.run_single(queue_create_or_touch, self._queue)
-        self._touched_at = self._ctx.clock.monotonic()
+        now = self._ctx.clock.monotonic()
+        try:
+            queue = await within(
+                READ_LIMIT.total_seconds(),
+                "touching the queue's row",
+                self._db.run_single(queue_create_or_touch, self._queue),
+            )
+        except BaseException:
+            self._read_due, self._touch_due = True, now + TOUCH_AGAIN.total_seconds()
+            raise
+        self._touch_due = now + TOUCH_INTERVAL.total_seconds()
         self._set_paused(paused=queue.paused_at is not None)
 
     def _set_paused(self, *, paused: bool) -> None:
@@ -174,7 +215,10 @@ class RemoteControl:
     # -- the running jobs
 
     async def _check_runs(self) -> None:
-        everything = self._check_all or self._is_blind
+        now = self._ctx.clock.monotonic()
+        everything = self._check_all or self._is_blind or now >= self._look_due
+        if everything:
+            self._look_due = now + LOOK_INTERVAL.total_seconds()
         asked, self._asked = self._asked, set()
         self._check_all = False
         try:
@@ -190,7 +234,11 @@ class RemoteControl:
         if not contexts:
             return
         runs = [context.run for context in contexts]
-        statuses = await self._db.run_single(job_run_status, client_id=self._ctx.client_id, runs=runs)
+        statuses = await within(
+            READ_LIMIT.total_seconds(),
+            "looking at the running jobs",
+            self._db.run_single(job_run_status, client_id=self._ctx.client_id, runs=runs),
+        )
         for context in contexts:
             status = statuses.get(context.run.job_id)
             if status is not None and status.is_mine:

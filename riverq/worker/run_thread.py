@@ -8,6 +8,7 @@ the worker may be at work still; such a run is never reported and never given ba
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -33,12 +34,12 @@ async def run_in_thread(
 
 def _call(work: Callable[[], object], context: RunContext) -> BaseException | None:
     """The error is returned, not raised: a future refuses StopIteration, and its frames would stand in the trace."""
-    context.thread_runs = True
+    context.thread_id = threading.get_ident()
     try:
         context.cancelled.raise_if_set()  # it may have waited for a free thread
         work()
     except BaseException as error:  # noqa: BLE001  # handed to the task that waits
         return error
     finally:
-        context.thread_runs = False
+        context.thread_id = None
     return None

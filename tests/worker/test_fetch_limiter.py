@@ -86,3 +86,46 @@ async def test_an_eager_trigger_does_not_wait_for_the_cooldown(limiter: FetchLim
     await settle()
     assert counter.granted == 2
     await counter.end()
+
+
+async def test_a_shorter_cooldown_holds_for_a_fetch_that_waits(limiter: FetchLimiter, held_clock: FakeClock) -> None:
+    limiter.set_cooldown(timedelta(hours=1))
+    counter = Counter(limiter)
+    limiter.trigger()
+    await settle()
+    limiter.trigger()
+    await held_clock.until_sleeping()
+    await held_clock.advance(1)
+    assert counter.granted == 1
+    limiter.set_cooldown(timedelta(seconds=2))
+    await held_clock.until_sleeping()
+    assert counter.granted == 1
+    await held_clock.advance(1.1)
+    await settle()
+    assert counter.granted == 2
+    await counter.end()
+
+
+async def test_triggers_for_later_share_timers_and_can_be_forgotten(
+    limiter: FetchLimiter, held_clock: FakeClock
+) -> None:
+    counter = Counter(limiter)
+    for number in range(1000):
+        limiter.trigger_in(timedelta(milliseconds=2000 + number / 20))
+    await held_clock.until_sleeping()
+    assert held_clock.sleeping <= 2
+    await held_clock.advance(1.9)
+    assert counter.granted == 0
+    await held_clock.advance(0.4)
+    await settle()
+    assert 1 <= counter.granted <= 2
+    before = counter.granted
+    limiter.trigger_in(timedelta(seconds=3))
+    limiter.stop_timers()
+    await held_clock.advance(10)
+    await settle()
+    assert counter.granted == before
+    limiter.trigger_in(timedelta(0))
+    await settle()
+    assert counter.granted == before + 1
+    await counter.end()

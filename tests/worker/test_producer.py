@@ -311,6 +311,20 @@ async def test_a_start_without_a_database_fails_and_can_be_repeated(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notifier = house.notifier()
+    subscribed: list[Any] = []
+    subscribe = notifier.subscribe
+
+    def counted(*given: Any, **options: Any) -> Any:
+        end = subscribe(*given, **options)
+        subscribed.append(end)
+
+        def unsubscribe() -> None:
+            subscribed.remove(end)
+            end()
+
+        return unsubscribe
+
+    monkeypatch.setattr(notifier, "subscribe", counted)
     producer = house.producer(notifier)
 
     def unavailable(conn: sa.Connection, schema: str, name: str) -> Any:
@@ -320,5 +334,5 @@ async def test_a_start_without_a_database_fails_and_can_be_repeated(
         patch.setattr(remote_control, "queue_create_or_touch", unavailable)
         with pytest.raises(UnavailableError):
             await producer.start()
-    assert (producer.is_running, notifier._subscriptions) == (False, [])
+    assert (producer.is_running, subscribed) == (False, [])
     await house.start(producer)

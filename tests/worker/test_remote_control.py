@@ -15,7 +15,7 @@ from riverq.query.queue import queue_get
 from riverq.worker import producer as producer_module
 from riverq.worker import remote_control
 from riverq.worker.producer import Producer
-from tests.worker.harness import NEVER, Blocking, House, Raw, until
+from tests.worker.harness import NEVER, Blocking, House, Raw, run_sql, until
 
 
 async def test_a_queue_that_is_paused_at_the_start_is_not_fetched(house: House) -> None:
@@ -82,6 +82,68 @@ async def test_a_pause_missed_while_the_listener_was_away_is_read(house: House) 
         pass
     assert producer.control.paused
     await until(lambda: notifier.is_delivering)  # else its probe would be cut off in the middle of connecting
+
+
+async def test_a_pause_between_the_first_read_and_the_listen_is_read(house: House) -> None:
+    """The producer has read its queue, and nobody listens yet: the pause is neither in what it read, nor heard."""
+    notifier = house.notifier()
+    producer = house.producer(notifier, fetch_poll_interval=NEVER)
+    producer.control.interval = NEVER
+    await house.start(house.completer, producer)
+    assert await producer.control.read.wait() is False
+    house.rows.sql("UPDATE QUEUE SET paused_at = now() WHERE true RETURNING name")
+    house.rows.notify("river_control", json.dumps({"action": "pause", "queue": "default"}))
+    await house.start(notifier)
+    while not await producer.control.read.wait():
+        pass
+    assert producer.stats.paused
+    await until(lambda: notifier.is_delivering)
+
+
+async def test_a_locked_queue_row_holds_up_neither_the_start_nor_cancellations(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody has paused the queue in a transaction that stays open; touching its row would wait for that."""
+    monkeypatch.setattr(remote_control, "READ_LIMIT", timedelta(milliseconds=100))
+    monkeypatch.setattr(remote_control, "TOUCH_AGAIN", timedelta(milliseconds=1))
+    house.rows.sql("INSERT INTO QUEUE (name, created_at, updated_at) VALUES ('default', now(), now()) RETURNING name")
+    worker = Blocking(house)
+    [job_id] = house.rows.insert()
+    producer = house.producer()
+    with house.rows.other() as other:
+        run_sql(other, house.rows.schema, "UPDATE QUEUE SET paused_at = now()")
+        await cancelled_by_polling(house, producer, worker, job_id)
+        await house.settled.wait()
+        assert house.rows.get(job_id)["state"] == "cancelled"
+        assert not producer.stats.paused
+        other.commit()
+    await until(lambda: producer.stats.paused)
+    assert "touching the queue's row took longer than 0.1 s" in caplog.text
+
+
+async def test_a_queue_that_cannot_be_touched_is_read_all_the_same(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notifications are delivered, and none came: only the failed touch makes that read due."""
+    notifier = house.notifier()
+    notifier.delivering_changed.watch()
+    producer = house.producer(notifier)
+    producer.control.interval = NEVER
+    await house.start(notifier, producer)
+    while not await notifier.delivering_changed.wait():
+        pass
+    for _ in range(2):  # at the start, and when the topic began to be listened to
+        await producer.control.read.wait()
+
+    def failing(conn: sa.Connection, schema: str, name: str) -> Any:
+        raise UnavailableError("no right to write")
+
+    monkeypatch.setattr(remote_control, "queue_create_or_touch", failing)
+    producer.control._touch_due = 0.0
+    house.rows.sql("UPDATE QUEUE SET paused_at = now() WHERE true RETURNING name")
+    producer.control.interval = timedelta(milliseconds=5)
+    producer.control._wake.set()
+    await until(lambda: producer.control.paused)
 
 
 async def test_a_deleted_queue_row_comes_back(house: House) -> None:
