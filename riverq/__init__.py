@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from riverq import migrate
 from riverq.client import AsyncClient, Client
+from riverq.client.queues import AsyncQueues, Queues
 from riverq.config import Config, QueueConfig
+from riverq.cron import CronSchedule, cron
 from riverq.errors import (
     ArgsDecodeError,
     ArgsEncodeError,
@@ -17,6 +19,7 @@ from riverq.errors import (
     DriverError,
     JobCancel,
     JobDiscard,
+    JobNotFoundError,
     JobRunLostError,
     JobSnooze,
     JobTimeoutError,
@@ -24,6 +27,7 @@ from riverq.errors import (
     MigrationError,
     PoolerError,
     PoolExhaustedError,
+    QueueNotFoundError,
     RemotelyCancelledError,
     RiverqError,
     SchemaError,
@@ -37,8 +41,13 @@ from riverq.hook import AsyncInsertMiddleware, AsyncWorkMiddleware, InsertMiddle
 from riverq.insert_opts import InsertItem, InsertOptions
 from riverq.job import AttemptError, InsertResult, Job, JobContext, JobRow, JobState
 from riverq.job_args import RawArgs, TypedArgs, job_args
+from riverq.periodic import PeriodicHandle, PeriodicJob, PeriodicJobs, RegisteredPeriodicJob
+from riverq.queue import Queue
 from riverq.registry import NO_TIMEOUT, Worker, Workers
 from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
+from riverq.schedule import Schedule, every, never
+from riverq.stats import ClientStats, LeaderStats, LivenessStats, LoopStats, QueueStats
+from riverq.stuck import StuckAnswer, StuckHandler, StuckJob
 from riverq.unique import UniqueOpts, unique
 
 __all__ = [
@@ -47,11 +56,14 @@ __all__ = [
     "ArgsEncodeError",
     "AsyncClient",
     "AsyncInsertMiddleware",
+    "AsyncQueues",
     "AsyncWorkMiddleware",
     "AttemptError",
     "Client",
+    "ClientStats",
     "Config",
     "ConfigError",
+    "CronSchedule",
     "DatabaseError",
     "DefaultRetryPolicy",
     "DriverError",
@@ -63,23 +75,39 @@ __all__ = [
     "JobCancel",
     "JobContext",
     "JobDiscard",
+    "JobNotFoundError",
     "JobRow",
     "JobRunLostError",
     "JobSnooze",
     "JobState",
     "JobTimeoutError",
+    "LeaderStats",
+    "LivenessStats",
+    "LoopStats",
     "MayBeCommittedError",
     "Middleware",
     "MigrationError",
+    "PeriodicHandle",
+    "PeriodicJob",
+    "PeriodicJobs",
     "PoolExhaustedError",
     "PoolerError",
+    "Queue",
     "QueueConfig",
+    "QueueNotFoundError",
+    "QueueStats",
+    "Queues",
     "RawArgs",
+    "RegisteredPeriodicJob",
     "RemotelyCancelledError",
     "RetryPolicy",
     "RiverqError",
+    "Schedule",
     "SchemaError",
     "SessionError",
+    "StuckAnswer",
+    "StuckHandler",
+    "StuckJob",
     "TypedArgs",
     "UnavailableError",
     "UniqueOpts",
@@ -88,9 +116,12 @@ __all__ = [
     "WorkMiddleware",
     "Worker",
     "Workers",
+    "cron",
+    "every",
     "job_args",
     "migrate",
     "nanoseconds",
+    "never",
     "omitempty",
     "unique",
 ]

@@ -76,7 +76,7 @@ class PoolerError(DatabaseError):
 
 
 class MayBeCommittedError(UnavailableError):
-    """The answer to COMMIT was lost: the jobs may be inserted or not.
+    """The answer to COMMIT was lost: what was asked for may be done or not.
 
     Insert again with a unique key if a second job would do harm.
     """

@@ -11,8 +11,10 @@ from typing import TypeVar, Unpack
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from riverq.client.control_verbs import AsyncControlVerbs, Verb
 from riverq.client.core import Core, find_schema
 from riverq.client.lifecycle import Engines, Faces, Runtime
+from riverq.client.queues import AsyncQueues, Change
 from riverq.client.session import AsyncAnySession, run_in_session
 from riverq.client.transact import in_transaction_async
 from riverq.config import Config
@@ -23,12 +25,13 @@ from riverq.hook import chain_insert_async
 from riverq.insert import write, write_fast
 from riverq.insert_opts import InsertOptions, InsertParams
 from riverq.job import InsertResult
+from riverq.periodic import PeriodicJobs
 from riverq.worker.context import refuse_in_own_job
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncControlVerbs):
     """Inserts jobs, and works them when its config has queues, on an async engine (psycopg or asyncpg).
 
     `engine_or_driver` is the application's engine, or a riverq driver bound to one. `control_engine` and
@@ -60,6 +63,7 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting = asyncio.Lock()
         self._runtime: Runtime | None = None
+        self._changes: set[asyncio.Task[None]] = set()
 
     # -- who it is
 
@@ -72,6 +76,16 @@ class AsyncClient:
     def config(self) -> Config:
         """The settings it was made with."""
         return self._core.config
+
+    @property
+    def queues(self) -> AsyncQueues:
+        """The queues that it works: `add`, `remove`, `update` and `list`, while it runs too."""
+        return AsyncQueues(self)
+
+    @property
+    def periodic_jobs(self) -> PeriodicJobs:
+        """Its periodic jobs: `add`, `remove` and more, while it runs too. Inserted only while this client leads."""
+        return self._core.periodic_jobs
 
     # -- insert
 
@@ -164,6 +178,7 @@ class AsyncClient:
         sync_face = SyncBridge(self, asyncio.get_running_loop())
         async_face = AsyncJobFace(self)
         runtime = Runtime(self._core, self._engines, Faces(lambda: sync_face, lambda: async_face))
+        sync_face._runtime = async_face._runtime = runtime
         await runtime.start()
         return runtime
 
@@ -199,6 +214,20 @@ class AsyncClient:
                 "this AsyncClient was first used in another event loop, to which its engine is bound "
                 "(make the engine and the client inside the loop that uses them, one of each per loop)"
             )
+
+    async def _in_runtime(self, change: Change) -> None:
+        """Make a change; once begun it goes on, whoever waits for it. A start under way ends first."""
+        self._check_use()
+        async with self._starting:
+            task = asyncio.create_task(change(self._runtime))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
+
+    async def _control(self, session: AsyncAnySession | None, verb: Verb[T]) -> T:
+        self._check_use()
+        schema = await self._schema()
+        return await self._on(session, lambda conn: verb(conn, schema))
 
     async def _insert(
         self, items: Sequence[object], options: Mapping[str, object], session: AsyncAnySession | None

@@ -18,6 +18,8 @@ from sqlalchemy import Connection
 
 from riverq.client.async_client import AsyncClient
 from riverq.client.client import Client
+from riverq.client.lifecycle import Runtime
+from riverq.client.queues import Change
 from riverq.errors import UsageError
 from riverq.hook import chain_insert_async
 from riverq.insert_opts import InsertParams
@@ -35,6 +37,7 @@ class SyncJobFace(Client):
 
     def __init__(self, owner: Client | AsyncClient) -> None:
         self._init(owner._core, owner._engines)
+        self._host = owner
 
     def start(self) -> None:
         """Raises UsageError."""
@@ -47,6 +50,10 @@ class SyncJobFace(Client):
     def stop_and_cancel(self, *, timeout: timedelta | None = None) -> None:
         """Raises UsageError."""
         raise UsageError(NOT_FROM_A_JOB)
+
+    def _in_runtime(self, change: Change) -> None:
+        assert isinstance(self._host, Client), "an async client's face has a loop to go to"
+        self._host._in_runtime(change)
 
 
 class AsyncJobFace(AsyncClient):
@@ -81,6 +88,9 @@ class SyncBridge(SyncJobFace):
 
     def _find_schema(self) -> str:
         return self._submit(self._owner._schema()).result()
+
+    def _in_runtime(self, change: Change) -> None:
+        self._submit(self._owner._in_runtime(change)).result()
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `work` in the loop. Raises UsageError in the loop's own thread, which would wait for itself for ever."""
@@ -129,8 +139,9 @@ class SyncBridge(SyncJobFace):
 class AsyncBridge(AsyncJobFace):
     """The async face of a sync client, for its `async def` workers, in the runtime's own loop."""
 
-    def __init__(self, owner: Client, threads: Executor) -> None:
+    def __init__(self, owner: Client, threads: Executor, runtime: Runtime) -> None:
         super().__init__(owner)
+        self._runtime = runtime
         self._owner = owner
         self._threads = threads
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from sqlalchemy import Connection, Engine
 
+from riverq.client.control_verbs import ControlVerbs, Verb
 from riverq.client.core import Core, find_schema
 from riverq.client.lifecycle import Engines, Faces, Runtime
 from riverq.client.loop_thread import LoopThread
+from riverq.client.queues import Change, Queues, refuse_in_own_loop, without_waiting
 from riverq.client.session import SyncSession, sync_connection
 from riverq.client.transact import in_transaction
 from riverq.config import Config
@@ -23,6 +25,7 @@ from riverq.hook import chain_insert_sync, is_async
 from riverq.insert import write, write_fast
 from riverq.insert_opts import InsertOptions, InsertParams
 from riverq.job import InsertResult
+from riverq.periodic import PeriodicJobs
 from riverq.threads import DaemonThreads
 from riverq.worker.context import refuse_in_own_job
 
@@ -35,7 +38,7 @@ BRIDGE_THREADS = 8
 """Transactions that `async def` workers of a sync client may have under way at once through `job.async_client`."""
 
 
-class Client:
+class Client(ControlVerbs):
     """Inserts jobs, and works them when its config has queues, on a sync engine (psycopg or pg8000).
 
     `engine_or_driver` is the application's engine, or a riverq driver bound to one. `control_engine` and
@@ -69,7 +72,7 @@ class Client:
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._runtime: Runtime | None = None
-        self._stoppers = 0
+        self._callers = 0
 
     # -- who it is
 
@@ -82,6 +85,16 @@ class Client:
     def config(self) -> Config:
         """The settings it was made with."""
         return self._core.config
+
+    @property
+    def queues(self) -> Queues:
+        """The queues that it works: `add`, `remove`, `update` and `list`, while it runs too."""
+        return Queues(self)
+
+    @property
+    def periodic_jobs(self) -> PeriodicJobs:
+        """Its periodic jobs: `add`, `remove` and more, while it runs too. Inserted only while this client leads."""
+        return self._core.periodic_jobs
 
     # -- insert
 
@@ -181,12 +194,13 @@ class Client:
 
         def async_face() -> AsyncClient:
             if not bridges:
-                bridges.append(AsyncBridge(self, threads))
+                bridges.append(AsyncBridge(self, threads, runtime))
             return bridges[0]
 
         sync_face = SyncJobFace(self)
         faces = Faces(lambda: sync_face, async_face, close=lambda: threads.shutdown(wait=False))
         runtime = Runtime(self._core, self._engines, faces)
+        sync_face._runtime = runtime
         await runtime.start()
         return runtime
 
@@ -202,7 +216,7 @@ class Client:
             thread, runtime = self._thread, self._runtime
             if thread is None or runtime is None:
                 return
-            self._stoppers += 1
+            self._callers += 1
         finally:
             self._lock.release()
         try:
@@ -215,12 +229,32 @@ class Client:
             self._leave(thread, runtime)
 
     def _leave(self, thread: LoopThread, runtime: Runtime) -> None:
-        """The last of those who wait for the stop ends the thread; the others would wait in a loop that is gone."""
+        """The last of those who wait in a stopped thread ends it; the others would wait in a loop that is gone."""
         with self._lock:
-            self._stoppers -= 1
-            if runtime.is_stopped and self._stoppers == 0:
+            self._callers -= 1
+            if runtime.is_stopped and self._callers == 0:
                 self._thread = self._runtime = None
                 thread.close()
+
+    def _in_runtime(self, change: Change) -> None:
+        """Make a change in the runtime's loop, if there is one; a start under way ends first."""
+        self._core.check_process()
+        refuse_in_own_loop(self.id)
+        with self._lock:
+            thread, runtime = self._thread, self._runtime
+            if thread is None or runtime is None:
+                without_waiting(change(None))
+                return
+            self._callers += 1
+        try:
+            thread.call(change(runtime))
+        finally:
+            self._leave(thread, runtime)
+
+    def _control(self, session: SyncSession | None, verb: Verb[T]) -> T:
+        self._core.check_process()
+        schema = self._schema()
+        return self._on(session, lambda conn: verb(conn, schema))
 
     def _insert(
         self, items: Sequence[object], options: Mapping[str, object], session: SyncSession | None

@@ -17,12 +17,14 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from riverq.config import Config
+from riverq.client.queues import QueueSet
+from riverq.config import Config, QueueConfig
 from riverq.driver import AnyEngine, Driver, ServerCapabilities, load_driver
 from riverq.errors import ConfigError, SchemaError, UnknownJobKindError, UsageError
 from riverq.insert import NotifyLimiter
 from riverq.insert_opts import ClientDefaults, InsertItem, InsertParams, resolve
 from riverq.job_args import spec_of
+from riverq.periodic import PeriodicJobs
 from riverq.query.schema import current_schema, migration_versions, server_capabilities, table_exists
 from riverq.service import ServiceContext
 from riverq.validation import fail, nearest
@@ -50,6 +52,10 @@ class Core:
         self.ctx = ServiceContext(client_id=self.config.client_id or "")
         self.ctx = replace(self.ctx, client_id=self.config.client_id or make_client_id(self.ctx.clock.now()))
         self.limiter = NotifyLimiter(self.ctx.clock, self.config.fetch_cooldown)
+        self.queue_set = QueueSet(self.config)
+        self.periodic_jobs = PeriodicJobs(
+            self.config.periodic_jobs, may_lead=self.config.leader_election, clock=self.ctx.clock
+        )
         self.schema: str | None = None
         self._pid = os.getpid()
 
@@ -57,6 +63,11 @@ class Core:
     def client_id(self) -> str:
         """What is written to `attempted_by` and `river_leader`."""
         return self.ctx.client_id
+
+    @property
+    def queues(self) -> dict[str, QueueConfig]:
+        """What is to be worked now: the configured queues, with what was added, removed and changed since. A copy."""
+        return self.queue_set.snapshot()
 
     def check_process(self) -> None:
         """Raises UsageError in a forked child: pools, threads and loops do not survive a fork."""
@@ -85,6 +96,10 @@ class Core:
         if not params:
             raise ConfigError("no jobs to insert: expected at least one, got an empty batch")
         return params
+
+    def prepare_item(self, item: InsertItem, now: datetime) -> InsertParams:
+        """One job of `prepare_many`, as of `now`."""
+        return self._prepare_one(item, {}, now)
 
     def _prepare_one(self, item: object, options: Mapping[str, object], now: datetime) -> InsertParams:
         args, given = (item.args, item.options) if isinstance(item, InsertItem) else (item, options)

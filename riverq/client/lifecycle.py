@@ -1,21 +1,29 @@
 """How a client's services start and stop, in which order and why, and what a hard end leaves behind.
 
-Start, each before what needs it:
-  1. the schema is looked up: wrong tables must stop the start before anything runs;
-  2. the completer, so that whatever runs can be written;
-  3. the notifier, so that the queues' first look at the tables comes after LISTEN;
-  4. the elector, so that due jobs become available;
-  5. the producers, which begin to claim.
+Start, each before what needs it; first the schema is looked up, since wrong tables must stop the start before anything
+runs:
 
-Stop, the other way round, but the producers first and the completer last:
+  1. the loop's watch, so that whatever blocks the start is named, too;
+  2. the completer, so that whatever runs can be written;
+  3. the proof of life: its row must be there before the first claim, else nobody can judge the claim's runs;
+  4. the notifier, so that every first look at the tables comes after LISTEN; it takes the lock that (3) needs;
+  5. the ender of timed pauses, before anybody asks whether a queue is paused;
+  6. the elector, so that due jobs become available;
+  7. the producers, which begin to claim.
+
+Stop, the other way round, but for the completer and the proof of life, which outlast whatever they are needed by:
+
   1. the producers stop claiming and wait for running jobs; cancellations from outside still reach those;
   2. the elector resigns, so that another client leads at once;
-  3. the notifier closes its connection;
-  4. the completer writes what is left;
-  5. the connections are closed.
+  3. the ender of timed pauses, which others do as well;
+  4. the notifier closes its connection, and with it the lock: from here the heartbeat alone shows life;
+  5. the completer writes what is left;
+  6. the proof of life ends: its row goes, unless jobs were left running, which are judged by it;
+  7. the loop's watch;
+  8. the connections are closed.
 
 A start that fails stops what it started and may be tried again. `stop` may be called any number of times; all calls
-wait for the same stopping.
+wait for the same stopping. Queues come and go in between: `add_queue`, `remove_queue`, `configure_queue`.
 """
 
 from __future__ import annotations
@@ -23,11 +31,46 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from riverq.client.assembly import CONTROL_CONNECTIONS, Databases, Engines, Faces, Services, assemble, connect
+from riverq.client.assembly import (
+    CONTROL_CONNECTIONS,
+    Databases,
+    Engines,
+    Faces,
+    Services,
+    assemble,
+    connect,
+    producer_config,
+)
 from riverq.client.core import MIGRATE, Core, survey
-from riverq.service import start_all, stop_all
+from riverq.config import QueueConfig
+from riverq.errors import UsageError
+from riverq.service import Service, start_all, stop_all
+from riverq.stats import ClientStats, LeaderStats, QueueStats
+from riverq.worker.producer import Producer
 
 __all__ = ["Engines", "Faces", "Runtime"]
+
+NO_PART = LeaderStats(
+    takes_part=False,
+    is_leader=False,
+    elected_at=None,
+    last_renewal=None,
+    failures_in_a_row=0,
+    trust_left=timedelta(0),
+)
+"""What a client that may not lead has to say about leading."""
+
+
+def start_order(services: Services) -> list[Service]:
+    """The services in the order that the module gives."""
+    first = [services.loop_watch, services.completer, services.liveness, services.notifier]
+    return [*first, *services.optional(), *services.producers.values()]
+
+
+def stop_order(services: Services) -> list[Service]:
+    """The services but the producers, which stop together and first, in the order that the module gives."""
+    last = [services.notifier, services.completer, services.liveness, services.loop_watch]
+    return [*reversed(services.optional()), *last]
 
 
 class Runtime:
@@ -40,13 +83,14 @@ class Runtime:
         self._databases: Databases | None = None
         self._services: Services | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._left: list[int] = []
 
     async def start(self) -> None:
         """Start everything, or nothing. Raises ConfigError, SchemaError or DatabaseError."""
         self._databases = await self._connect()
         try:
             self._services = services = assemble(self._core, self._databases, self._faces)
-            await start_all([services.completer, services.notifier, services.elector, *services.producers])
+            await start_all(start_order(services))
         except BaseException:
             await self._close()
             raise
@@ -66,7 +110,7 @@ class Runtime:
     def cancel_jobs(self) -> None:
         """Tell every running job to end because the client stops."""
         if self._services is not None:
-            for producer in self._services.producers:
+            for producer in self._services.producers.values():
                 producer.cancel_jobs()
 
     async def abort(self, grace: timedelta) -> list[int]:
@@ -80,10 +124,10 @@ class Runtime:
         self.cancel_jobs()
         stopping = asyncio.ensure_future(self.stop())
         await asyncio.wait({stopping}, timeout=grace.total_seconds() / 2)  # polite jobs end, and are given back
-        left = [job_id for producer in self._services.producers for job_id in producer.leave()]
+        self._left = [job_id for producer in self._services.producers.values() for job_id in producer.leave()]
         await asyncio.wait({stopping}, timeout=grace.total_seconds() / 2)
         self._services.completer.leave()
-        return left
+        return self._left
 
     @property
     def is_stopping(self) -> bool:
@@ -95,12 +139,46 @@ class Runtime:
         """Whether the stop that was asked for has come to its end."""
         return self._stopping is not None and self._stopping.done()
 
+    # -- queues that come and go
+
+    async def add_queue(self, name: str, queue: QueueConfig) -> None:
+        """Begin to work one more queue. Raises DatabaseError where its row cannot be had; then nothing has changed."""
+        services = self.services
+        producer = services.make_producer(name, queue)
+        services.threads.grow(sum(each.config.max_workers for each in services.producers.values()) + queue.max_workers)
+        services.producers[name] = producer
+        try:
+            await producer.start()
+            self._check_not_stopped(name)
+        except BaseException:
+            del services.producers[name]
+            await producer.stop()
+            raise
+
+    async def remove_queue(self, name: str) -> None:
+        """Stop working a queue, when its running jobs have ended. Does nothing for one that is not worked."""
+        producer = self.services.producers.get(name)
+        if producer is not None:
+            await producer.stop()
+            self.services.producers.pop(name, None)
+
+    def configure_queue(self, name: str, queue: QueueConfig) -> None:
+        """Work a queue in another way from its next claim on. Does nothing for one that is not worked."""
+        services = self.services
+        producer = services.producers.get(name)
+        if producer is not None:
+            producer.reconfigure(producer_config(self._core.config, name, queue))
+            services.threads.grow(sum(each.config.max_workers for each in services.producers.values()))
+
+    def _check_not_stopped(self, name: str) -> None:
+        if self.is_stopping:
+            raise UsageError(f"queue {name!r} was not begun: the client is stopping")
+
     # -- what to say of it
 
     def describe(self) -> str:
         """Who works what, and how many connections that takes."""
-        config = self._core.config
-        queues = ", ".join(f"{name} ({queue.max_workers})" for name, queue in config.queues.items())
+        queues = ", ".join(f"{name} ({queue.max_workers})" for name, queue in self._core.queues.items())
         return f"{self._core.client_id} works {queues}; {self._connections()}"
 
     def summary(self) -> str:
@@ -111,24 +189,44 @@ class Runtime:
         worked = f"{stats.written} job{'' if stats.written == 1 else 's'} worked"
         return worked + (f", {stats.lost} lost to another run" if stats.lost else "")
 
+    def stats(self) -> ClientStats:
+        """How it fares now. For any thread; the figures of a thread that is not the loop's may be a moment apart."""
+        services = self.services
+        leading, completer = services.leading, services.completer.stats
+        return ClientStats(
+            client_id=self._core.client_id,
+            queues=tuple(_queue_stats(producer) for producer in list(services.producers.values())),
+            leader=NO_PART if leading is None else leading.elector.stats(),
+            liveness=services.liveness.stats(),
+            loop=services.loop_watch.stats,
+            listening=services.notifier.is_connected,
+            delivering=services.notifier.is_delivering,
+            poll_only=services.notifier.poll_only,
+            written=completer.written,
+            lost=completer.lost,
+            unknown_stuck=0 if leading is None else leading.left_unknown,
+        )
+
     @property
     def services(self) -> Services:
-        """The running services, for tests and figures."""
-        assert self._services is not None, "start() first"
+        """The running services, for tests and figures. Raises UsageError before they were started."""
+        if self._services is None:
+            raise UsageError("the client is not running (start it first)")
         return self._services
 
     def _connections(self) -> str:
-        listens = self._services is not None and not self._services.notifier.poll_only
-        if self._engines.share_pool:
-            listening = " and 1 to listen" if listens else ""
-            return f"shares the application's pool for up to {CONTROL_CONNECTIONS + 1} connections{listening}"
-        parts = [f"{CONTROL_CONNECTIONS} control", "1 while rows are locked"] + (["1 to listen"] if listens else [])
-        return f"holds up to {CONTROL_CONNECTIONS + 1 + listens} connections ({', '.join(reversed(parts))})"
+        services = self.services
+        parts = [f"{CONTROL_CONNECTIONS} control"]
+        parts += ["1 to listen"] * (not services.notifier.poll_only) + ["1 heartbeat"] * services.liveness.enabled
+        held = CONTROL_CONNECTIONS + len(parts) - 1
+        rarely = "1 more while rows are locked" + (", 1 while it rebuilds indexes" if services.leading else "")
+        whose = "shares the application's pool for" if self._engines.share_pool else "holds"
+        return f"{whose} up to {held} connections ({', '.join(parts)}; {rarely})"
 
     # -- private
 
     async def _connect(self) -> Databases:
-        unresolved = connect(self._core, self._engines, schema="", server=None)
+        unresolved = connect(self._core, self._engines, None)
         try:
             found = await unresolved.general.run(survey, self._core.config.schema)
         finally:
@@ -137,21 +235,27 @@ class Runtime:
         self._core.schema = found.schema
         if not found.has_own_tables:
             self._core.ctx.log.warning(
-                "Client: Found no tables of riverq's own in schema %s, and works without what needs them (run: %s)",
+                "Client: Found no tables of riverq's own in schema %s, so dead workers' jobs are rescued by the hour "
+                "only, periodic jobs cannot be durable, and pauses have no end (run: %s)",
                 found.schema,
                 MIGRATE,
             )
-        return connect(self._core, self._engines, found.schema, found.server)
+        return connect(self._core, self._engines, found)
 
     async def _stop(self) -> None:
         services = self.services
         await self._stop_producers(services)
-        await stop_all([services.elector, services.notifier, services.completer])
+        for service in stop_order(services):
+            if service is services.liveness:
+                services.liveness.keep_row = bool(self._left or services.completer.unwritten)
+            await stop_all([service])
         await self._close()
         self._core.ctx.log.info("Client: Stopped: %s: %s", self._core.client_id, self.summary())
 
     async def _stop_producers(self, services: Services) -> None:
-        stops = [asyncio.create_task(producer.stop()) for producer in services.producers]
+        stops = [asyncio.create_task(producer.stop()) for producer in services.producers.values()]
+        if not stops:
+            return
         limit = self._core.config.soft_stop_timeout
         _, pending = await asyncio.wait(stops, timeout=None if limit is None else limit.total_seconds())
         if pending:
@@ -166,3 +270,18 @@ class Runtime:
         if self._databases is not None:
             for database in self._databases.owned:
                 await database.close()
+
+
+def _queue_stats(producer: Producer) -> QueueStats:
+    stats = producer.stats
+    return QueueStats(
+        name=stats.queue,
+        max_workers=stats.max_workers,
+        running=stats.running,
+        stuck=stats.stuck,
+        paused=stats.paused,
+        claims=stats.claims,
+        claimed=stats.claimed,
+        ended=stats.ended,
+        failed_claims=stats.failed_claims,
+    )

@@ -19,8 +19,8 @@ from riverq.errors import MayBeCommittedError, UnavailableError, UsageError
 T = TypeVar("T")
 
 MAY_BE_COMMITTED = (
-    "the connection broke while committing, so the jobs may be inserted or not "
-    "(insert again with a unique key if a second job would do harm)"
+    "the connection broke while committing, so the jobs may be inserted, or what else was asked for be done, or not "
+    "(insert again with a unique key if a second job would do harm; other calls may simply be made again)"
 )
 
 
