@@ -15,8 +15,8 @@ touch the connection after it has gone back to the pool.
                  takes all slots from claims and completions
 
 Cancelling the task that awaits: on an async engine the adapter cancels the statement and the connection is discarded;
-on a sync engine the thread runs on to the end of the transaction, its result is dropped, and the connection goes back
-to the pool then. Neither leaks a connection.
+on a sync engine the thread runs on, its result is dropped, and the connection goes back to the pool then; if it has not
+ended two seconds later it hangs, and its connection is cut. Neither leaks a connection or a slot.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from riverq.driver import AnyEngine, Driver
 from riverq.driver.failures import translate
+from riverq.driver.line import Line
 from riverq.errors import RiverqError, UsageError
 from riverq.threads import DaemonThreads
 
@@ -52,6 +53,9 @@ CHECKOUT_LIMIT = 5.0
 
 RECYCLE = 1800
 """Seconds after which a connection of the control pool is replaced, as firewalls forget idle ones."""
+
+HANG_LIMIT = 2.0
+"""Seconds that a call on a thread gets to end by itself after its caller has given up."""
 
 CLOSE_LIMIT = 2.0
 """Seconds that closing waits for transactions that run, and again for the connections' goodbyes."""
@@ -114,7 +118,7 @@ class _Shared:
     # None until the first connection shows whether the engine's default has to be overridden.
     must_set_isolation: bool | None = None
     threads: list[DaemonThreads] = field(default_factory=list)
-    running: set[Future[Any]] = field(default_factory=set)
+    running: dict[Future[Any], Line] = field(default_factory=dict)
     ending: set[asyncio.Task[None]] = field(default_factory=set)
     closed: bool = False
     disposed: bool = False
@@ -196,7 +200,12 @@ class Database:
             return
         self._shared.closed = True
         if self._shared.running:
-            await asyncio.wait({asyncio.wrap_future(f) for f in self._shared.running}, timeout=CLOSE_LIMIT)
+            ends = {asyncio.wrap_future(future) for future in list(self._shared.running)}
+            for end in ends:
+                end.add_done_callback(_read_error)  # whoever asked has gone
+            await asyncio.wait(ends, timeout=CLOSE_LIMIT)
+            for line in list(self._shared.running.values()):
+                line.cut()
         if self._shared.ending:
             await asyncio.wait(self._shared.ending, timeout=CLOSE_LIMIT)
         if self._owns_engine:
@@ -227,10 +236,25 @@ class Database:
                 self._check_loop()
                 async with self._slots, self._connection(self.engine) as conn:
                     return await conn.run_sync(how, call)
-            future = self._threads.submit(self._on_thread, self.engine, how, call)
-            self._shared.running.add(future)
-            future.add_done_callback(self._shared.running.discard)
+            return await self._on_a_thread(self.engine, how, call)
+
+    async def _on_a_thread(
+        self,
+        engine: Engine,
+        how: Callable[[Connection, Callable[[Connection], T]], T],
+        call: Callable[[Connection], T],
+    ) -> T:
+        """One hop. A call that nobody waits for any more gets a moment to end; then its connection is cut."""
+        line = Line()
+        future = self._threads.submit(self._on_thread, engine, how, call, line)
+        self._shared.running[future] = line
+        future.add_done_callback(lambda ended: self._shared.running.pop(ended, None))
+        try:
             return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not future.done():
+                asyncio.get_running_loop().call_later(HANG_LIMIT, line.cut)
+            raise
 
     @asynccontextmanager
     async def _connection(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
@@ -259,11 +283,14 @@ class Database:
         engine: Engine,
         how: Callable[[Connection, Callable[[Connection], T]], T],
         call: Callable[[Connection], T],
+        line: Line,
     ) -> T:
         with engine.connect() as conn:
+            line.hold(self.driver.fileno(conn.connection.driver_connection))
             try:
                 return how(conn, call)
             finally:
+                line.let_go()
                 if self._shared.disposed:
                     conn.invalidate()  # it outlasted `close`: the pool it would go back to is nobody's any more
 
@@ -340,3 +367,9 @@ def _checked(check: Callable[[], None] | None, call: Callable[[Connection], T], 
     if check is not None:
         check()
     return call(conn)
+
+
+def _read_error(ended: asyncio.Future[Any]) -> None:
+    """Unread, asyncio would complain that it was never retrieved."""
+    if not ended.cancelled():
+        ended.exception()

@@ -49,6 +49,11 @@ class AsyncpgWire:
         """One round trip."""
         await self._connection().execute("SELECT 1")
 
+    async def query(self, statement: str) -> str | None:
+        """Run one statement outside a transaction; its first value."""
+        value = await self._connection().fetchval(statement)
+        return None if value is None else str(value)
+
     def abort(self) -> None:
         """Break the connection now; asyncpg fails whatever waits for it."""
         if self._raw is not None:

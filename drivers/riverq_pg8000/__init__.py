@@ -45,6 +45,10 @@ class Driver:
         """COPY `rows` of text values into `table` (quoted by the caller), inside `conn`'s transaction."""
         return copy_from(self, conn, table, columns, rows)
 
+    def fileno(self, connection: Any) -> int | None:
+        """The descriptor of a sync connection's socket."""
+        return int(connection._usock.fileno())
+
     def sqlstate(self, error: BaseException) -> str | None:
         """The SQLSTATE of a pg8000 exception, or None."""
         return sqlstate(error)

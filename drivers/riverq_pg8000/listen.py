@@ -57,6 +57,16 @@ class Pg8000Wire:
         finally:
             cursor.close()
 
+    def query(self, statement: str) -> str | None:
+        """The same, and its first value. Without parameters pg8000 sends it as it is, `%` included."""
+        cursor = self._connection().cursor()
+        try:
+            cursor.execute(statement)
+            row = cursor.fetchone() if cursor.description else None  # it raises where there is no result
+        finally:
+            cursor.close()
+        return None if row is None or row[0] is None else str(row[0])
+
     def read(self, *, readable: bool) -> None:
         """Take in what arrived; while anything waits in the socket or in pg8000's buffer, a round trip reads it."""
         while readable or self._buffered():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -44,6 +45,10 @@ class Driver:
     ) -> int:
         """COPY `rows` of text values into `table` (quoted by the caller), inside `conn`'s transaction."""
         return copy_from(self, conn, table, columns, rows)
+
+    def fileno(self, connection: Any) -> int | None:
+        """The descriptor of a sync connection's socket."""
+        return int(connection.fileno()) if isinstance(connection, psycopg.Connection) else None
 
     def sqlstate(self, error: BaseException) -> str | None:
         """The SQLSTATE of a psycopg exception, or None."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 from psycopg.pq.abc import PGconn
@@ -28,6 +29,15 @@ def heard(pgconn: PGconn, encoding: str) -> Iterator[Notification]:
     pgconn.consume_input()
     while (notify := pgconn.notifies()) is not None:
         yield Notification(notify.relname.decode(encoding, "replace"), notify.extra.decode(encoding, "replace"))
+
+
+def first_value(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any], encoding: str) -> str | None:
+    """The first column of the first row as the server wrote it, whatever row factory and loaders the engine has."""
+    result = cursor.pgresult
+    if result is None or not result.ntuples:
+        return None
+    value = result.get_value(0, 0)
+    return None if value is None else value.decode(encoding)
 
 
 class SyncWire:
@@ -59,6 +69,11 @@ class SyncWire:
     def execute(self, statement: str) -> None:
         """Run a statement outside a transaction."""
         self._connection().execute(statement.encode())
+
+    def query(self, statement: str) -> str | None:
+        """The same, and its first value."""
+        raw = self._connection()
+        return first_value(raw.execute(statement.encode()), raw.info.encoding)
 
     def read(self, *, readable: bool) -> None:
         """Take in what arrived; libpq reads without blocking, so it is asked whether or not the socket is readable."""
@@ -125,6 +140,11 @@ class AsyncWire:
         """One round trip."""
         await self._execute("SELECT 1")
 
+    async def query(self, statement: str) -> str | None:
+        """Run one statement outside a transaction; its first value."""
+        cursor = await self._execute(statement)
+        return first_value(cursor, cursor.connection.info.encoding)
+
     def abort(self) -> None:
         """Break the connection now, which ends whatever waits for it."""
         shut(self._line)
@@ -138,12 +158,12 @@ class AsyncWire:
             self._line.close()
             self._line = None
 
-    async def _execute(self, statement: str) -> None:
+    async def _execute(self, statement: str) -> psycopg.AsyncCursor[Any]:
         if self._raw is None:
             raise UnavailableError("the listener is not connected")
         self._unwatch()
         try:
-            await self._raw.execute(statement.encode())
+            return await self._raw.execute(statement.encode())
         finally:
             self._watch()
 

@@ -87,6 +87,15 @@ class Listener(Protocol):
         """One round trip. Raises UnavailableError after `timeout` seconds, whatever the network does."""
         ...
 
+    async def query(self, statement: str, timeout: float) -> str | None:
+        """Run one statement without parameters, outside a transaction; the first column of its first row.
+
+        The statement gives that column as text; None is NULL, or no row. What is set by it stays on the session. A
+        statement that fails raises DatabaseError and leaves the connection usable; UnavailableError after `timeout`
+        seconds, whatever the network does.
+        """
+        ...
+
     async def close(self) -> None:
         """Let the connection go. Never raises, never blocks for more than two seconds, may be called twice."""
         ...
@@ -117,6 +126,13 @@ class Driver(Protocol):
 
         Returns the number of rows. Called on the sync face of the connection, in async engines under `run_sync`.
         Raises RiverqError, as `riverq.driver.failures.translate` makes it: SQLAlchemy wraps nothing here.
+        """
+        ...
+
+    def fileno(self, connection: Any) -> int | None:
+        """The descriptor of a sync connection's socket, from the adapter's own connection; None where there is none.
+
+        riverq shuts it down when a call on it hangs and nobody waits for the call any more.
         """
         ...
 

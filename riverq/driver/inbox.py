@@ -12,21 +12,31 @@ from collections.abc import Iterable
 from riverq.driver import Notification
 from riverq.errors import DatabaseError, UnavailableError
 
+MOST_WAITING = 100_000
+
 
 class Inbox:
-    """Unbounded, because a notification that was dropped is a job that waits for the next poll.
+    """Nothing is dropped one by one: a notification that was is a job that waits for the next poll.
 
-    Every method is for the event loop's thread.
+    Where more wait than a loop can be late for, all are dropped and the connection counts as failed: whoever connects
+    anew reads the tables, which say everything. Every method is for the event loop's thread.
     """
 
     def __init__(self) -> None:
+        self._overflowed = False
         self._arrived: list[Notification] = []
         self._failure: DatabaseError | None = None
         self._change = asyncio.Event()
 
     def put(self, notifications: Iterable[Notification]) -> None:
         """Hand over what was heard."""
+        if self._overflowed:
+            return
         self._arrived.extend(notifications)
+        if len(self._arrived) > MOST_WAITING:
+            self._overflowed = True
+            self._arrived.clear()
+            self.fail(UnavailableError(f"more than {MOST_WAITING} notifications waited unheard (connect anew)"))
         if self._arrived:
             self._change.set()
 

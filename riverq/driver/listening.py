@@ -1,6 +1,6 @@
 """The life of a listener, written once for every adapter.
 
-An adapter supplies a `Wire`: open, listen, unlisten, ping, close, and `abort`, which breaks the connection at once.
+An adapter supplies a `Wire`: open, listen, unlisten, ping, query, close, and `abort`, which breaks the connection now.
 What is the same for all is here: one command at a time, a limit on each, and an end that comes whatever the network
 does. A network that swallows packets answers nothing, neither a statement nor a cancellation nor a polite goodbye, so
 the only thing that frees whoever waits is to break the connection from this side. No await here is ever cut short by
@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from riverq.driver import Driver, Notification
 from riverq.driver.failures import translate
 from riverq.driver.inbox import Inbox
 from riverq.errors import ConfigError, DatabaseError, RiverqError, UnavailableError, UsageError
+
+T = TypeVar("T")
 
 COMMAND_LIMIT = 10.0
 """Seconds that LISTEN and UNLISTEN may take; they need no lock and take a millisecond."""
@@ -56,6 +58,10 @@ class Wire(Protocol):
         """One round trip."""
         ...
 
+    async def query(self, statement: str) -> str | None:
+        """Run one statement outside a transaction; its first value, which the statement gives as text."""
+        ...
+
     def abort(self) -> None:
         """Break the connection now, so that whatever waits for it ends. May be called at any time."""
         ...
@@ -72,7 +78,7 @@ class WireListener:
         self._wire = wire
         self._driver = driver
         self._inbox: Inbox | None = None
-        self._commands: set[asyncio.Task[None]] = set()
+        self._commands: set[asyncio.Task[Any]] = set()
         self._turn = asyncio.Lock()
         self._closed = False
         self._abandoned: asyncio.Task[None] | None = None
@@ -119,6 +125,10 @@ class WireListener:
         """One round trip. Raises UnavailableError after `timeout` seconds, whatever the network does."""
         await self._command(self._wire.ping, timeout)
 
+    async def query(self, statement: str, timeout: float) -> str | None:
+        """Run one statement without parameters, outside a transaction; its first value, which it gives as text."""
+        return await self._command(lambda: self._wire.query(statement), timeout)
+
     async def close(self) -> None:
         """Let the connection go. Never raises, never blocks for more than two seconds, may be called twice."""
         if self._abandoned is not None:
@@ -146,7 +156,7 @@ class WireListener:
             with suppress(Exception):
                 await self._wire.close()
 
-    async def _command(self, run: Callable[[], Coroutine[Any, Any, None]], limit: float) -> None:
+    async def _command(self, run: Callable[[], Coroutine[Any, Any, T]], limit: float) -> T:
         """Run one command in a task of its own, so that a caller that is cancelled does not cancel a statement."""
         inbox = self._opened()
         inbox.check()
@@ -160,18 +170,18 @@ class WireListener:
             self._wire.abort()
             raise silence
         try:
-            task.result()
+            return task.result()
         except Exception as error:
             told = self._translate(error)
             if isinstance(told, UnavailableError):
                 inbox.fail(told)
             raise told from error
 
-    async def _in_turn(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _in_turn(self, run: Callable[[], Coroutine[Any, Any, T]]) -> T:
         async with self._turn:
-            await run()
+            return await run()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._commands.discard(task)
         if not task.cancelled():
             task.exception()  # read, or asyncio complains of an exception that nobody asked for

@@ -16,12 +16,14 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from riverq.driver import Notification
 from riverq.driver.inbox import Inbox
 from riverq.driver.listening import quoted
 from riverq.errors import UnavailableError
+
+T = TypeVar("T")
 
 THREAD_NAME = "riverq_listener"
 
@@ -53,6 +55,10 @@ class BlockingWire(Protocol):
         """Run a statement outside a transaction."""
         ...
 
+    def query(self, statement: str) -> str | None:
+        """The same, and its first value, which the statement gives as text."""
+        ...
+
     def read(self, *, readable: bool) -> None:
         """Take in what arrived. Called before each sleep, and with `readable` when the socket has something to read.
 
@@ -69,7 +75,7 @@ class BlockingWire(Protocol):
         ...
 
 
-_Command = tuple[Callable[[], None], "asyncio.Future[None]"]
+_Command = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 
 
 class ThreadedWire:
@@ -78,7 +84,7 @@ class ThreadedWire:
     def __init__(self, blocking: BlockingWire) -> None:
         self._blocking = blocking
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._closing = False
         self._line: socket.socket | None = None
 
@@ -110,6 +116,10 @@ class ThreadedWire:
         """One round trip."""
         await self._call(lambda: self._blocking.execute("SELECT 1"))
 
+    async def query(self, statement: str) -> str | None:
+        """Run one statement outside a transaction; its first value."""
+        return await self._call(lambda: self._blocking.query(statement))
+
     def abort(self) -> None:
         """Break the connection now, which frees the thread."""
         shut(self._line)
@@ -122,23 +132,25 @@ class ThreadedWire:
 
     # -- the event loop's side
 
-    async def _call(self, fn: Callable[[], None]) -> None:
-        future: asyncio.Future[None] = self._loop.create_future()
+    async def _call(self, fn: Callable[[], T]) -> T:
+        if self._ended.done():  # between the end and whoever has not heard of it yet
+            raise UnavailableError("the listener's connection ended")
+        future: asyncio.Future[T] = self._loop.create_future()
         self._waiting.add(future)
         future.add_done_callback(self._waiting.discard)
         self._commands.put((fn, future))
         self._wake()
-        await future
+        return await future
 
     def _wake(self) -> None:
         with suppress(OSError):  # full: the thread is awake; closed: it has ended
             self._waker.send(b"x")
 
-    def _settle(self, future: asyncio.Future[None], error: Exception | None) -> None:
+    def _settle(self, future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
         if future.done():
             return
         if error is None:
-            future.set_result(None)
+            future.set_result(result)
         else:
             future.set_exception(error)
 
@@ -149,7 +161,7 @@ class ThreadedWire:
 
     def _end(self) -> None:
         for future in list(self._waiting):
-            self._settle(future, UnavailableError("the listener's connection ended"))
+            self._settle(future, None, UnavailableError("the listener's connection ended"))
         self._close_sockets()
         if not self._ended.done():
             self._ended.set_result(None)
@@ -197,13 +209,14 @@ class ThreadedWire:
                 fn, future = self._commands.get_nowait()
             except queue.Empty:
                 return
+            result: object = None
             failure: Exception | None = None
             try:
-                fn()
+                result = fn()
             except Exception as error:  # noqa: BLE001  # handed to whoever gave the command
                 failure = error
             self._hand_over()  # first what was heard, then the error: nobody asks again after an error
-            self._post(self._settle, future, failure)
+            self._post(self._settle, future, result, failure)
 
     def _hand_over(self) -> None:
         heard = self._blocking.taken()

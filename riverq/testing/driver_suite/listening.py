@@ -11,10 +11,11 @@ import gc
 import threading
 
 import pytest
+import sqlalchemy as sa
 
 from riverq.driver import Listener, Notification
 from riverq.driver.threaded import THREAD_NAME
-from riverq.errors import ConfigError, UnavailableError
+from riverq.errors import ConfigError, DatabaseError, UnavailableError
 from riverq.testing.driver_suite.case import Conformance
 
 LONG = 20.0
@@ -22,6 +23,8 @@ LONG = 20.0
 
 SHORT = 0.05
 """Seconds to see that nothing comes."""
+
+_WAITS = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7 AND NOT granted")
 
 
 async def gather(listener: Listener, count: int) -> list[Notification]:
@@ -170,6 +173,53 @@ class TestListening:
             await conformance.notify("riverq_after", "x")
             assert await gather(listener, 1) == [Notification("riverq_after", "x")]
 
+    async def test_query(self, conformance: Conformance) -> None:
+        """The first value of the first row as text, `%` and any letter as they are; NULL, no row and no result."""
+        async with conformance.listening() as listener:
+            assert await listener.query("SELECT 'é 🐍 %s %% :x'::text, 'second' UNION ALL SELECT 'b', 'c'", LONG) == (
+                "é 🐍 %s %% :x"
+            )
+            assert await listener.query("SELECT NULL::text", LONG) is None
+            assert await listener.query("SELECT 'x'::text WHERE false", LONG) is None
+            assert await listener.query("SET work_mem = '1234kB'", LONG) is None
+
+    async def test_query_leaves_its_state_on_the_listeners_session(self, conformance: Conformance) -> None:
+        """Outside a transaction: what is set, or locked, stays until the connection ends."""
+        async with conformance.listening() as listener:
+            assert await listener.query("SELECT set_config('work_mem', '1234kB', false)", LONG) == "1234kB"
+            await listener.ping(LONG)
+            assert await listener.query("SELECT current_setting('work_mem')", LONG) == "1234kB"
+            transactions = [await listener.query("SELECT txid_current()::text", LONG) for _ in range(2)]
+            assert len(set(transactions)) == 2
+
+    async def test_query_that_fails_leaves_it_usable(self, conformance: Conformance) -> None:
+        """The server's own error, with its SQLSTATE; LISTEN and what is heard are none the worse."""
+        async with conformance.listening() as listener:
+            await listener.listen("riverq_after_error")
+            with pytest.raises(DatabaseError) as caught:
+                await listener.query("SELECT (1 / (random() * 0)::int)::text", LONG)
+            assert caught.value.sqlstate == "22012"
+            assert not isinstance(caught.value, UnavailableError)
+            assert await listener.query("SELECT 'x'::text", LONG) == "x"
+            await conformance.notify("riverq_after_error", "x")
+            assert await gather(listener, 1) == [Notification("riverq_after_error", "x")]
+
+    async def test_notification_during_a_query(self, conformance: Conformance) -> None:
+        """What arrives while a query's answer is awaited is heard by whoever waits meanwhile."""
+        async with conformance.listening() as listener, conformance.stepping() as steps:
+            await listener.listen("riverq_query")
+            await steps.call(lambda conn: conn.execute(sa.text("SELECT pg_advisory_xact_lock(7, 7)")).all())
+            waiting = asyncio.create_task(listener.wait(LONG))
+            query = asyncio.create_task(listener.query("SELECT pg_advisory_xact_lock(7, 7)::text", LONG))
+            async with asyncio.timeout(LONG):
+                while not await steps.call(lambda conn: conn.execute(_WAITS).scalar_one()):
+                    pass
+                await conformance.notify("riverq_query", "meanwhile")
+                assert not query.done()
+                await steps.call(lambda conn: conn.rollback())
+                assert await query == ""
+                assert await waiting == [Notification("riverq_query", "meanwhile")]
+
     async def test_terminated_backend_is_noticed_while_waiting(self, conformance: Conformance) -> None:
         """The wait ends with the error; it does not run to its timeout, nor need a ping."""
         engine = conformance.make_engine(conformance.case.url)
@@ -180,7 +230,8 @@ class TestListening:
             assert await conformance.terminate(engine) >= 1
             with pytest.raises(UnavailableError):
                 await asyncio.wait_for(waiting, LONG)
-            for command in (listener.wait(LONG), listener.listen("x"), listener.unlisten("x"), listener.ping(LONG)):
+            commands = (listener.wait(LONG), listener.listen("x"), listener.unlisten("x"), listener.ping(LONG))
+            for command in (*commands, listener.query("SELECT 'x'::text", LONG)):
                 with pytest.raises(UnavailableError):
                     await command
 
@@ -211,7 +262,7 @@ class TestListening:
     async def test_close_when_never_connected(self, conformance: Conformance) -> None:
         """Nor is closing what was never open; using it says so."""
         listener = conformance.driver.listener(conformance.engine)
-        for command in (listener.wait(LONG), listener.listen("x"), listener.ping(LONG)):
+        for command in (listener.wait(LONG), listener.listen("x"), listener.ping(LONG), listener.query("", LONG)):
             with pytest.raises(UnavailableError):
                 await command
         await listener.close()
@@ -293,6 +344,17 @@ class TestListening:
                 with pytest.raises(UnavailableError):
                     await waiting
                 await listener.close()
+
+    async def test_silent_network_ends_a_query(self, conformance: Conformance) -> None:
+        """As it does a ping: by the query's own limit, and the listener is over."""
+        async with conformance.proxied() as (proxy, engine), conformance.listening(engine) as listener:
+            assert await listener.query("SELECT 'x'::text", LONG) == "x"
+            proxy.silence()
+            async with asyncio.timeout(LONG):
+                with pytest.raises(UnavailableError):
+                    await listener.query("SELECT 'x'::text", SHORT)
+                with pytest.raises(UnavailableError):
+                    await listener.wait(3600)
 
     async def test_silent_network_does_not_hold_up_close(self, conformance: Conformance) -> None:
         """Nor does the goodbye wait for an answer, with a command under way or without."""

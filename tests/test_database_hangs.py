@@ -1,0 +1,78 @@
+"""A network that swallows an answer costs the call that waits for it, and never the slot that it worked in."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import riverq.database
+from riverq.database import Database
+from riverq.driver import Notification, load_driver
+from riverq.driver.inbox import MOST_WAITING, Inbox
+from riverq.driver.line import Line
+from riverq.errors import UnavailableError
+from riverq.service import OperationTimeoutError, within
+from riverq.testing.driver_suite.proxy import SilentProxy
+from tests.fix_database import EngineMaker
+
+LONG = 20.0
+
+
+def one(conn: sa.Connection, _schema: str) -> Any:
+    return conn.execute(sa.text("SELECT 1")).scalar()
+
+
+async def test_a_call_whose_answer_is_swallowed_gives_its_slot_back(
+    adapter: str, make_engine: EngineMaker, pooled_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(riverq.database, "HANG_LIMIT", 0.05)
+    url = sa.make_url(pooled_url)
+    async with SilentProxy(url.host or "127.0.0.1", url.port or 5432) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+        engine = make_engine(adapter, url=through)
+        database = Database(engine, load_driver(engine), schema="any", slots=1, owns_engine=False)
+        try:
+            assert await within(LONG, "the first call", database.run(one)) == 1
+            proxy.silence()
+            with pytest.raises(OperationTimeoutError):
+                await within(0.2, "the swallowed call", database.run(one))
+            proxy.speak()
+            assert await within(LONG, "the call after it", database.run(one)) == 1
+        finally:
+            await database.close()
+
+
+def test_a_line_that_was_cut_before_the_call_had_its_connection_is_shut_as_soon_as_it_has() -> None:
+    ours, theirs = socket.socketpair()
+    line = Line()
+    line.cut()
+    line.hold(ours.fileno())
+    assert theirs.recv(1) == b""
+    line.let_go()
+    ours.close()
+    theirs.close()
+
+
+def test_a_connection_that_was_given_back_is_not_hit() -> None:
+    ours, theirs = socket.socketpair()
+    line = Line()
+    line.hold(ours.fileno())
+    line.let_go()
+    line.cut()
+    ours.send(b"x")
+    assert theirs.recv(1) == b"x"
+    ours.close()
+    theirs.close()
+
+
+async def test_more_notifications_than_a_loop_can_be_late_for_end_the_connection() -> None:
+    inbox = Inbox()
+    inbox.put([Notification("c", "")] * MOST_WAITING)
+    assert len(await inbox.wait(LONG)) == MOST_WAITING
+    inbox.put([Notification("c", "")] * (MOST_WAITING + 1))
+    inbox.put([Notification("c", "late")])
+    with pytest.raises(UnavailableError, match="waited unheard"):
+        await inbox.wait(LONG)
