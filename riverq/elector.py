@@ -9,11 +9,14 @@ election can neither prolong nor end it, even where two clients share an id.
     leader --the renewal matched no row--> follower                (lost: it is somebody else's, or nobody's, now)
     leader --renewals failed until the trust window closed--> follower, after trying to resign
     leader --asked to resign, or its services would not start--> follower, after resigning; sits out one interval
+    elected so late that nothing is left to trust --> follower, after resigning, without ever having led
     any --stop()--> stopped, after resigning
 
 The one formula: a term is trusted for TTL - margin, on the monotonic clock, from the moment the successful attempt
 *began*. The database counted the TTL from a later moment, so trust ends before the row expires, whatever the network
-and both wall clocks do. `is_leader` looks at the clock too: an event loop that was stalled does not lie afterwards.
+and both wall clocks do. `is_leader` looks at the clock too: a process that was stalled or suspended (SIGSTOP; the
+monotonic clock runs on) does not lie afterwards. Its services may wake before the elector does, so each of their
+statements asks `check_leading` first, at the last moment, when the connection is in hand.
 
 `on_gained(term)` runs beside the renewals, since starting services may take longer than a lease. When the term ends it
 is cancelled if it still runs, and awaited; then `on_lost()` is awaited; only then is the row given back and the next
@@ -22,11 +25,16 @@ part is a courtesy and no guarantee: a process that was suspended finds out late
 because everything that leaders do is safe to run twice.
 
 Followers bid every 5 to 6 s, and within 50 ms of hearing that somebody resigned. The payload names the resigner's id
-only, and two clients may share an id, so every resignation is listened to except the echo of one's own. Without a
-notifier, or with one that does not deliver, the rest works by polling.
+only, and two clients may share an id, so a client hears every resignation that is not of its own term: there is one
+echo of that at most, and it matters only while the client sits out, for then it would end the sitting out. The first
+resignation under its own id in that time is taken for the echo, anything after it is a twin's. If the echo was lost,
+a twin's is taken for it, which costs what the sitting out has left, one interval at most; if it comes late, one bid is
+made in vain. Nothing is remembered beyond the sitting out. Without a notifier, or with one that does not deliver, the
+rest works by polling.
 
 When things fail exactly here:
   * while bidding: the row may be ours without our knowing its term. Nobody leads until it expires; we bid on.
+  * between the answer to a bid and its arrival: a request to resign that comes then finds no leader; ask again.
   * while renewing: 1, 2, 4 s of back-off as long as trust lasts, then as above.
   * while resigning: three tries, then the row is left to expire.
   * `stop()` during a statement waits for it (5 s at most), else an election won at that moment would go unresigned.
@@ -43,12 +51,17 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from riverq.database import Database
-from riverq.errors import PoolExhaustedError, RiverqError
-from riverq.notification import Topic, parse_leadership
+from riverq.errors import PoolExhaustedError, RiverqError, UnavailableError
+from riverq.notification import Leadership, Topic, parse_leadership
 from riverq.notifier import Notifier
 from riverq.query.leader import Leader, leader_attempt_elect, leader_attempt_reelect, leader_resign
 from riverq.service import Backoff, Service, ServiceContext, TestSignal, Wakeup, within
+from riverq.stats import LeaderStats
 from riverq.validation import duration, fail
+
+
+class NotLeadingError(UnavailableError):
+    """Something that only a leader does was begun by a client whose trust in its term had run out."""
 
 
 class Term(NamedTuple):
@@ -119,7 +132,7 @@ class Elector(Service):
         self._wakeup = Wakeup(ctx)
         self._trusted_until = 0.0
         self._resign_reason: str | None = None
-        self._echoes_due = 0
+        self._echo_due = False
         self._stopping = False
 
     @property
@@ -132,6 +145,28 @@ class Elector(Service):
         if self.term is None:
             return timedelta(0)
         return max(timedelta(0), timedelta(seconds=self._trusted_until - self.ctx.clock.monotonic()))
+
+    def check_leading(self) -> None:
+        """Raises NotLeadingError unless `is_leader`. Cheap, and for any thread: for right before a leader's statement.
+
+        It narrows the time in which two leaders write and cannot close it: a process may be suspended between this
+        and the statement.
+        """
+        if not self.is_leader:
+            raise NotLeadingError("this client leads no longer (its term was lost, or no renewal succeeded in time)")
+
+    def stats(self) -> LeaderStats:
+        """How it fares now."""
+        term, left = self.term, self.trust_left()
+        leads = term is not None and left > timedelta(0)
+        return LeaderStats(
+            takes_part=True,
+            is_leader=leads,
+            elected_at=term.elected_at if term is not None and leads else None,
+            last_renewal=self.last_renewal,
+            failures_in_a_row=self.failures_in_a_row,
+            trust_left=left,
+        )
 
     def resign_soon(self, reason: str) -> None:
         """Give the present term back and let others bid. Does nothing when not leading."""
@@ -148,6 +183,7 @@ class Elector(Service):
         """Forgets what an earlier run left behind."""
         self._stopping = False
         self._resign_reason = None
+        self._echo_due = False
         self.failures_in_a_row = 0
         self._wakeup.clear()
 
@@ -180,11 +216,14 @@ class Elector(Service):
             return
         if heard.action == "request_resign":
             self.resign_soon("resignation requested")
-        elif heard.action == "resigned" and self.term is None:
-            if heard.leader_id == self.ctx.client_id and self._echoes_due:
-                self._echoes_due -= 1
-            else:
-                self._wakeup.set()
+        elif heard.action == "resigned" and self.term is None and not self._is_echo(heard):
+            self._wakeup.set()
+
+    def _is_echo(self, heard: Leadership) -> bool:
+        is_echo = self._echo_due and heard.leader_id == self.ctx.client_id
+        if is_echo:
+            self._echo_due = False
+        return is_echo
 
     def _heard_gap(self) -> None:
         if self.term is None:
@@ -227,7 +266,11 @@ class Elector(Service):
     async def _lead(self, term: Term) -> None:
         self.term = term
         self._resign_reason = None
-        self._echoes_due = 0
+        if not self.is_leader:
+            self.ctx.log.warning("%s: Resigning at once, the answer to the bid came too late to be trusted", self.name)
+            self.term = None
+            await self._give_back(term)
+            return
         self.ctx.log.info("%s: Gained leadership (term %s)", self.name, term.elected_at.isoformat())
         starting = asyncio.create_task(self._call_gained(term), name="riverq.Elector.on_gained")
         self.gained.signal(term)
@@ -237,8 +280,7 @@ class Elector(Service):
         finally:
             await self._call_lost(term, starting)
         if still_ours:
-            await self._resign(term)
-            await self._sit_out()
+            await self._give_back(term)
 
     async def _renew_until_over(self, term: Term) -> bool:
         """Renew until the term ends here: True if the row may still be ours and should be given back."""
@@ -299,34 +341,33 @@ class Elector(Service):
 
     # -- giving the row back
 
-    async def _resign(self, term: Term) -> None:
+    async def _give_back(self, term: Term) -> None:
+        """Who gives up lets the others bid first; with nobody else about, it leads again after an interval."""
+        self._wakeup.clear()  # what was set before was for the leader; what is heard from here on counts
+        if await self._resign(term):
+            self.resigned.signal(term)
+        if not self._stopping:
+            await self._wakeup.sleep(self._between_bids())
+        self._echo_due = False
+
+    async def _resign(self, term: Term) -> bool:
         backoff = self._backoff()
+        may_have_resigned = False
         for number, limit in enumerate(self._timing.resign_timeouts):
             if number:
                 await self.ctx.clock.sleep(backoff.next())
-            self._echoes_due += 1  # before the statement: the echo may overtake its answer
+            self._echo_due = True  # before the statement: the echo may overtake its answer
+            resigning = self._db.run(leader_resign, leader_id=term.leader_id, elected_at=term.elected_at)
             try:
-                resigned = await within(
-                    limit.total_seconds(),
-                    "resigning",
-                    self._db.run(leader_resign, leader_id=term.leader_id, elected_at=term.elected_at),
-                )
+                resigned = await within(limit.total_seconds(), "resigning", resigning)
             except RiverqError as error:
                 self._tell_failed("resign", error)
-                self._echoes_due = 0
+                may_have_resigned = True
                 continue
-            if resigned:
-                self.resigned.signal(term)
-            else:
-                self._echoes_due = 0
-            return
+            self._echo_due = resigned or may_have_resigned
+            return resigned
         self.ctx.log.warning("%s: Could not resign, the lease is left to expire", self.name)
-
-    async def _sit_out(self) -> None:
-        """Who gave up lets the others bid first; with nobody else about, it leads again after an interval."""
-        if not self._stopping:
-            self._wakeup.clear()
-            await self._wakeup.sleep(self._between_bids())
+        return False
 
     # -- shared
 

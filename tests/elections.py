@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import psycopg
 from psycopg.sql import SQL, Identifier
@@ -63,6 +65,30 @@ class Member:
         await self.elector.stop()
         if self.notifier is not None:
             await self.notifier.stop()
+
+
+class Disturbed(Database):
+    """A database whose queries meet with something before they run or after they have committed."""
+
+    def __init__(
+        self,
+        real: Database,
+        *,
+        before: Mapping[Callable[..., Any], Callable[[], None]] | None = None,
+        after: Mapping[Callable[..., Any], Callable[[], None]] | None = None,
+    ) -> None:
+        self.real = real
+        self.before, self.after = before or {}, after or {}
+
+    async def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        self.before.get(fn, _nothing)()
+        result = await self.real.run(fn, *args, **kwargs)
+        self.after.get(fn, _nothing)()
+        return result
+
+
+def _nothing() -> None:
+    pass
 
 
 class Fleet:

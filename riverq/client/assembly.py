@@ -235,7 +235,7 @@ def _liveness(core: Core, databases: Databases, notifier: Notifier) -> Liveness:
         grace=core.config.client_grace,
         enabled=databases.has_own_tables,
     )
-    liveness.is_listening = lambda: notifier.is_delivering
+    liveness.is_listening = lambda: notifier.is_connected
     notifier.on_proven = liveness.on_proven
     return liveness
 

@@ -72,7 +72,6 @@ class Client(ControlVerbs):
         self._lock = threading.Lock()
         self._thread: LoopThread | None = None
         self._runtime: Runtime | None = None
-        self._callers = 0
 
     # -- who it is
 
@@ -216,7 +215,7 @@ class Client(ControlVerbs):
             thread, runtime = self._thread, self._runtime
             if thread is None or runtime is None:
                 return
-            self._callers += 1
+            thread.callers += 1
         finally:
             self._lock.release()
         try:
@@ -231,9 +230,12 @@ class Client(ControlVerbs):
     def _leave(self, thread: LoopThread, runtime: Runtime) -> None:
         """The last of those who wait in a stopped thread ends it; the others would wait in a loop that is gone."""
         with self._lock:
-            self._callers -= 1
-            if runtime.is_stopped and self._callers == 0:
-                self._thread = self._runtime = None
+            thread.callers -= 1
+            if not runtime.is_stopped:
+                return
+            if self._runtime is runtime:
+                self._thread = self._runtime = None  # whoever starts anew need not wait for those who still look on
+            if thread.callers == 0:
                 thread.close()
 
     def _in_runtime(self, change: Change) -> None:
@@ -245,7 +247,7 @@ class Client(ControlVerbs):
             if thread is None or runtime is None:
                 without_waiting(change(None))
                 return
-            self._callers += 1
+            thread.callers += 1
         try:
             thread.call(change(runtime))
         finally:

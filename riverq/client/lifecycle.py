@@ -44,7 +44,7 @@ from riverq.client.assembly import (
 from riverq.client.core import MIGRATE, Core, survey
 from riverq.config import QueueConfig
 from riverq.errors import UsageError
-from riverq.service import Service, start_all, stop_all
+from riverq.service import Service, start_all, stop_all, to_the_end
 from riverq.stats import ClientStats, LeaderStats, QueueStats
 from riverq.worker.producer import Producer
 
@@ -92,7 +92,7 @@ class Runtime:
             self._services = services = assemble(self._core, self._databases, self._faces)
             await start_all(start_order(services))
         except BaseException:
-            await self._close()
+            await to_the_end(self._close())
             raise
         self._core.ctx.log.info("Client: Started: %s", self.describe())
 

@@ -16,6 +16,8 @@ class LoopThread:
     """Started when made; `close` ends the loop and waits for the thread."""
 
     def __init__(self, name: str) -> None:
+        self.callers = 0
+        """How many wait for something in it; kept, under its own lock, by who made it."""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()

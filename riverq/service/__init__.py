@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from riverq.service.backoff import Backoff
 from riverq.service.context import ServiceContext
-from riverq.service.service import Service, start_all, stop_all
+from riverq.service.service import Service, start_all, stop_all, stop_together, to_the_end
 from riverq.service.testsignal import TestSignal
 from riverq.service.ticker import Ticker
 from riverq.service.timeout import OperationTimeoutError, within
@@ -20,5 +20,7 @@ __all__ = [
     "Wakeup",
     "start_all",
     "stop_all",
+    "stop_together",
+    "to_the_end",
     "within",
 ]

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from riverq.service import Service, ServiceContext, TestSignal, start_all, stop_all
+from riverq.service import Service, ServiceContext, TestSignal, start_all, stop_all, stop_together, to_the_end
 from tests.service.stress import stress_start_stop
 
 
@@ -155,3 +155,157 @@ async def test_start_all_stops_what_it_started_when_one_fails(ctx: ServiceContex
     assert not first.is_running
     assert last.runs == 0
     await stop_all([first, last])
+
+
+class Preparing(Counting):
+    """Waits in `prepare()` for the test, and keeps what it was doing there to itself."""
+
+    def __init__(self, ctx: ServiceContext) -> None:
+        super().__init__(ctx)
+        self.preparing: TestSignal[None] = TestSignal[None]().watch()
+        self.may_begin = asyncio.Event()
+        self.error: Exception | None = None
+        self.prepared = 0
+
+    async def prepare(self) -> None:
+        self.preparing.signal(None)
+        await self.may_begin.wait()
+        if self.error is not None:
+            raise self.error
+        self.prepared += 1
+
+
+class TestPrepare:
+    async def test_start_cancelled_in_it_leaves_the_service_stopped_and_startable(self, ctx: ServiceContext) -> None:
+        service = Preparing(ctx)
+        starting = asyncio.create_task(service.start())
+        await service.preparing.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not service.is_running
+        await service.stop()
+        service.may_begin.set()
+        await service.start()
+        assert (service.is_running, service.prepared) == (True, 1)
+        await service.stop()
+
+    async def test_its_error_is_that_of_start_and_harms_no_later_start(self, ctx: ServiceContext) -> None:
+        service = Preparing(ctx)
+        service.may_begin.set()
+        service.error = ConnectionError("not yet")
+        for _ in range(2):
+            with pytest.raises(ConnectionError, match="not yet"):
+                await service.start()
+            assert not service.is_running
+            await service.stop()
+        service.error = None
+        await service.start()
+        assert service.is_running
+        await service.stop()
+
+    async def test_stop_during_it_has_the_last_word(self, ctx: ServiceContext) -> None:
+        service = Preparing(ctx)
+        starting = asyncio.create_task(service.start())
+        await service.preparing.wait()
+        stopping = asyncio.create_task(service.stop())
+        await asyncio.sleep(0)
+        assert not stopping.done()
+        service.may_begin.set()
+        await starting
+        await stopping
+        assert (service.is_running, service.alive) == (False, 0)
+
+    async def test_start_during_a_stop_has_the_last_word(self, ctx: ServiceContext) -> None:
+        service = Counting(ctx)
+        service.begun.watch()
+        service.cleaning.watch()
+        await service.start()
+        await service.begun.wait()
+        service.may_end.clear()
+        stopping = asyncio.create_task(service.stop())
+        await service.cleaning.wait()
+        starting = asyncio.create_task(service.start())
+        await asyncio.sleep(0)
+        assert not starting.done()
+        service.may_end.set()
+        await stopping
+        await starting
+        await service.begun.wait()
+        assert (service.runs, service.most, service.alive) == (2, 1, 1)
+        await service.stop()
+
+
+async def test_failing_request_stop_is_logged_and_run_is_cancelled_instead(
+    ctx: ServiceContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Confused(Counting):
+        def request_stop(self, task: asyncio.Task[None]) -> None:
+            raise ValueError("how does one stop?")
+
+    service = Confused(ctx)
+    service.begun.watch()
+    await service.start()
+    await service.begun.wait()
+    await service.stop()
+    assert (service.alive, service.cancellations) == (0, 1)
+    assert "how does one stop?" in caplog.text
+
+
+class Unstoppable(Counting):
+    async def stop(self) -> None:
+        await super().stop()
+        raise OSError(f"{self.name} would not say goodbye")
+
+
+async def test_stop_all_spares_nobody_when_one_fails(ctx: ServiceContext) -> None:
+    first, second = Unstoppable(ctx), Counting(ctx)
+    for stop in (stop_all, stop_together):
+        await start_all([first, second])
+        with pytest.raises(OSError, match="goodbye"):
+            await stop([first, second])
+        assert not second.is_running
+
+
+async def test_stop_together_asks_everybody_before_it_waits_for_anybody(ctx: ServiceContext) -> None:
+    first, second = Counting(ctx), Counting(ctx)
+    for service in (first, second):
+        service.begun.watch()
+        service.cleaning.watch()
+        service.may_end.clear()
+    await start_all([first, second])
+    await first.begun.wait()
+    await second.begun.wait()
+    stopping = asyncio.create_task(stop_together([first, second]))
+    await second.cleaning.wait()  # although the first has not ended
+    assert first.alive == 1
+    first.may_end.set()
+    second.may_end.set()
+    await stopping
+    assert first.alive == second.alive == 0
+
+
+async def test_start_all_cancelled_twice_still_stops_what_it_started(ctx: ServiceContext) -> None:
+    first, middle, last = Counting(ctx), Counting(ctx), Preparing(ctx)
+    for service in (first, middle):
+        service.begun.watch()
+        service.cleaning.watch()
+        service.may_end.clear()
+    starting = asyncio.create_task(start_all([first, middle, last]))
+    await last.preparing.wait()
+    starting.cancel()
+    await middle.cleaning.wait()
+    starting.cancel()
+    first.may_end.set()
+    middle.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert (first.is_running, middle.is_running, last.is_running) == (False, False, False)
+
+
+async def test_to_the_end_raises_what_the_work_raised() -> None:
+    async def work() -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await to_the_end(work())
