@@ -36,7 +36,7 @@ def unread(stream: TextIO) -> Iterator[None]:
 def say(text: str, stream: TextIO) -> None:
     """Print a line, if anybody reads it."""
     with unread(stream):
-        print(text, file=stream, flush=True)
+        print(f"{text}\n", end="", file=stream, flush=True)  # in one piece, where others write to the same terminal
 
 
 @contextmanager

@@ -10,9 +10,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import dropwhile
 from typing import NoReturn
 
-from riverq.cli import bench, demo, migrate, worker
+from riverq.cli import bench, demo, leader, migrate, periodic, queues, worker
 from riverq.errors import ConfigError, RiverqError
 from riverq.validation import nearest
 
@@ -23,10 +24,15 @@ COMMANDS = (
     "migrate-get",
     "validate",
     "worker",
+    "queues",
+    "leader",
+    "periodic",
     "bench",
     "demo",
     "version",
 )
+
+ACTIONS = {"queues": queues.ACTIONS, "leader": leader.ACTIONS, "periodic": periodic.ACTIONS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,9 +71,12 @@ class Parser(argparse.ArgumentParser):
 
 def _check_command(parser: argparse.ArgumentParser, given: Sequence[str]) -> None:
     """argparse lists all commands for one that is misspelt; this names the nearest."""
-    name = next((argument for argument in given if not argument.startswith("-")), None)
-    if name is not None and name not in COMMANDS:
-        parser.error(f"unknown command {name!r}: {nearest(name, COMMANDS)}")
+    words = list(dropwhile(lambda argument: argument.startswith("-"), given))
+    if words and words[0] not in COMMANDS:
+        parser.error(f"unknown command {words[0]!r}: {nearest(words[0], COMMANDS)}")
+    known = ACTIONS.get(words[0], ()) if words else ()
+    if known and len(words) > 1 and not words[1].startswith("-") and words[1] not in known:
+        parser.error(f"unknown action {words[1]!r} of {words[0]}: {nearest(words[1], known)}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -78,6 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     migrate.add_parsers(commands)
     worker.add_parser(commands)
+    queues.add_parser(commands)
+    leader.add_parser(commands)
+    periodic.add_parser(commands)
     bench.add_parser(commands)
     demo.add_parser(commands)
     show = commands.add_parser("version", help="print the version")

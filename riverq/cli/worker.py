@@ -3,7 +3,8 @@
 Signals (SIGINT and SIGTERM alike). The first stops fetching and waits for running jobs, at most `soft_stop_timeout`.
 The second cancels running jobs and gives them back. The third leaves: results that are known are written, jobs that
 still run keep their rows `running` for rescue and are named, and the process is gone within two seconds with exit
-code 1. Handlers are Python's own, not the loop's, so that they work while a job blocks the loop.
+code 1. With `--processes` this process is only the supervisor of others (`riverq.cli.supervisor`), which it starts
+with the same options.
 """
 
 from __future__ import annotations
@@ -14,26 +15,24 @@ import importlib
 import inspect
 import logging
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
-from types import FrameType
 from typing import Any
 
+from riverq.cli.bench_progress import say
+from riverq.cli.health import HealthServer
+from riverq.cli.json_logs import log_as_json
+from riverq.cli.probe import Probe
+from riverq.cli.stopping import Stopping
+from riverq.cli.tether import Tether
+from riverq.cli.values import address, count, duration
 from riverq.client import AsyncClient, Client
-from riverq.client.lifecycle import Runtime
+from riverq.client.queues import QueueSet
 from riverq.errors import ConfigError, RiverqError
+from riverq.periodic import PeriodicJobs
 from riverq.validation import nearest
-
-HARD_EXIT = 2.0
-"""Seconds between the third signal and the end of the process, whatever happens."""
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def add_parser(commands: Any) -> None:
@@ -43,8 +42,15 @@ def add_parser(commands: Any) -> None:
         "client", metavar="MODULE:ATTRIBUTE", help="a Client or AsyncClient, or a function that makes one"
     )
     parser.add_argument("--queues", metavar="A,B", help="work only these of the client's queues")
+    parser.add_argument("--soft-stop-timeout", type=duration, metavar="TIME", help="as 30s, 5m; overrides the client's")
+    parser.add_argument("--client-id", metavar="ID", help="overrides the client's; with --processes ID_1, ID_2, …")
+    parser.add_argument("--no-leader", action="store_true", help="never lead; for clients without periodic jobs")
+    parser.add_argument("--processes", type=count, metavar="N", help="supervise N such workers; SIGHUP renews them")
     parser.add_argument(
-        "--soft-stop-timeout", type=_duration, metavar="TIME", help="as 30s, 5m; overrides the client's"
+        "--health",
+        type=address,
+        metavar="HOST:PORT",
+        help="answer /live, /ready, /leader and /health over HTTP; :PORT is the loopback's",
     )
     parser.add_argument(
         "--log-level",
@@ -52,15 +58,109 @@ def add_parser(commands: Any) -> None:
         choices=["debug", "info", "warning", "error"],
         help="what is logged to stderr (default: info)",
     )
+    parser.add_argument("--json-logs", action="store_true", help="log JSON, one object a line")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Work until stopped; returns 0 after a clean stop, 1 after a failed start or a hard stop."""
+    tether = Tether.from_environment()
+    if args.processes is not None and tether is None:
+        from riverq.cli.supervisor import supervise
+
+        return supervise(args)
     level = getattr(logging, args.log_level.upper())
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    target = load_target(args.client)
-    return asyncio.run(_work(args, target))
+    if not args.json_logs:
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+        return asyncio.run(_Worker(args, tether).work())
+    log_as_json(level)
+    try:
+        return asyncio.run(_Worker(args, tether).work())
+    except RiverqError as error:
+        if args.debug:
+            raise
+        logging.getLogger("riverq").error("worker: Failed (error=%s)", error)  # noqa: TRY400  # it is a sentence, as in text
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+class _Worker:
+    """One worker process, from its options to its exit code."""
+
+    def __init__(self, args: argparse.Namespace, tether: Tether | None) -> None:
+        self._args = args
+        self._tether = tether
+        self._name = "riverq worker" if tether is None else f"riverq worker {tether.number}"
+
+    async def work(self) -> int:
+        """Start, work until told to stop, stop."""
+        with self._probed() as probe:
+            client = await make_client(load_target(self._args.client), self._args.client)
+            self._override(client)
+            starting = asyncio.create_task(client._make_runtime())
+            stopping = Stopping(starting, self._say, hints=self._tether is None)
+            with stopping.on_signals():
+                if self._tether is not None:
+                    self._tether.attach(stopping.order, self._say)
+                try:
+                    runtime = await stopping.started()
+                except asyncio.CancelledError:
+                    self._say("stopped: nothing was started")
+                    return 0
+                self._say(f"ready: {runtime.describe()}")
+                probe.started(runtime)
+                code = await stopping.wait()
+        self._say(f"{'stopped' if code == 0 else 'stopped hard'}: {runtime.summary()}")
+        return code
+
+    @contextmanager
+    def _probed(self) -> Iterator[Probe]:
+        """Answer for this process, to whoever asks over HTTP or to the supervisor."""
+        probe = Probe(asyncio.get_running_loop(), None if self._tether is None else self._tether.report)
+        server = None if self._args.health is None else HealthServer(self._args.health, probe.health)
+        if server is not None:
+            self._say(f"health at {server.url}")
+        if server is not None or self._tether is not None:
+            probe.start()
+        try:
+            yield probe
+        finally:
+            probe.close()
+            if server is not None:
+                server.close()
+
+    def _override(self, client: Client | AsyncClient) -> None:
+        args, core = self._args, client._core
+        config, queues = core.config, core.queues
+        if args.queues is not None:
+            names = [name.strip() for name in args.queues.split(",") if name.strip()]
+            for name in names:
+                if name not in queues:
+                    raise ConfigError(f"the client has no queue {name!r} ({nearest(name, queues)})")
+            queues = {name: queues[name] for name in names}
+            config = replace(config, queues=queues)
+            core.queue_set = QueueSet(config)
+        if args.soft_stop_timeout is not None:
+            config = replace(config, soft_stop_timeout=args.soft_stop_timeout)
+        if args.no_leader:
+            config = replace(config, leader_election=False)
+            if len(core.periodic_jobs):
+                raise ConfigError("periodic jobs need a client that may lead (drop --no-leader, or the periodic jobs)")
+            core.periodic_jobs = PeriodicJobs(may_lead=False, clock=core.ctx.clock)  # so that it takes none later
+        client_id = args.client_id
+        if client_id is None and self._tether is not None:
+            # Also where the application names its client: N processes of one name could not be told apart.
+            client_id = f"{client.id}_{self._tether.number}"
+        if client_id is not None:
+            config = replace(config, client_id=client_id)
+            core.ctx = replace(core.ctx, client_id=client_id)
+        if not queues:
+            raise ConfigError(
+                f"{args.client} has no queues to work (give it Config(queues={{'default': QueueConfig(…)}}))"
+            )
+        core.config = config
+
+    def _say(self, text: str) -> None:
+        say(f"{self._name}: {text}", sys.stdout)
 
 
 def load_target(spec: str) -> Any:
@@ -88,24 +188,8 @@ def _public_names(owner: Any) -> list[str]:
     return [name for name in vars(owner) if not name.startswith("_")]
 
 
-async def _work(args: argparse.Namespace, target: Any) -> int:
-    client = await _client(target, args.client)
-    _override(client, args)
-    stopping = Stopping(asyncio.create_task(client._make_runtime()))
-    with stopping.on_signals():
-        try:
-            runtime = await stopping.started()
-        except asyncio.CancelledError:
-            print("riverq worker: stopped: nothing was started", flush=True)
-            return 0
-        print(f"riverq worker: ready: {runtime.describe()}", flush=True)
-        code = await stopping.wait()
-    verb = "stopped" if code == 0 else "stopped hard"
-    print(f"riverq worker: {verb}: {runtime.summary()}", flush=True)
-    return code
-
-
-async def _client(target: Any, spec: str) -> Client | AsyncClient:
+async def make_client(target: Any, spec: str) -> Client | AsyncClient:
+    """The client that `target` is or makes. Raises ConfigError where it is nothing of the kind."""
     found = target
     if not isinstance(found, (Client, AsyncClient)) and callable(found):
         try:
@@ -121,109 +205,3 @@ async def _client(target: Any, spec: str) -> Client | AsyncClient:
             f"expected {spec} to be a Client, an AsyncClient or a function that makes one, got: {found!r}"
         )
     return found
-
-
-def _override(client: Client | AsyncClient, args: argparse.Namespace) -> None:
-    config = client.config
-    if args.queues is not None:
-        names = [name.strip() for name in args.queues.split(",") if name.strip()]
-        for name in names:
-            if name not in config.queues:
-                raise ConfigError(f"the client has no queue {name!r} ({nearest(name, config.queues)})")
-        config = replace(config, queues={name: config.queues[name] for name in names})
-    if args.soft_stop_timeout is not None:
-        config = replace(config, soft_stop_timeout=args.soft_stop_timeout)
-    if not config.queues:
-        raise ConfigError(f"{args.client} has no queues to work (give it Config(queues={{'default': QueueConfig(…)}}))")
-    client._core.config = config
-
-
-class Stopping:
-    """Counts the signals and does what each means."""
-
-    def __init__(self, starting: asyncio.Task[Runtime]) -> None:
-        self._starting = starting
-        self._runtime: Runtime | None = None
-        self._loop = asyncio.get_running_loop()
-        self._signals = 0
-        self._task: asyncio.Task[None] | None = None
-        self._ended: asyncio.Future[int] = self._loop.create_future()
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM here while the block runs."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    async def started(self) -> Runtime:
-        """What runs now. Raises CancelledError where a signal came first; what was started is then stopped."""
-        self._runtime = await self._starting
-        return self._runtime
-
-    async def wait(self) -> int:
-        """Until everything has ended; the exit code."""
-        return await self._ended
-
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals > 2:
-            threading.Thread(target=_leave_soon, daemon=True).start()
-        self._loop.call_soon_threadsafe(self._act, self._signals)
-
-    def _act(self, count: int) -> None:
-        if self._runtime is None:
-            self._starting.cancel()
-        elif count == 1:
-            print("riverq worker: stopping; waiting for running jobs (again to cancel them)", flush=True)
-            self._task = self._loop.create_task(self._stop(self._runtime))
-        elif count == 2:
-            print("riverq worker: cancelling running jobs (again to leave at once)", flush=True)
-            self._runtime.cancel_jobs()
-        elif count == 3:
-            self._task = self._loop.create_task(self._abort(self._runtime))
-
-    async def _stop(self, runtime: Runtime) -> None:
-        try:
-            await runtime.stop()
-        except Exception as error:
-            logging.getLogger("riverq").exception("worker: Stop failed")
-            self._end(1, error)
-        else:
-            self._end(0)
-
-    async def _abort(self, runtime: Runtime) -> None:
-        left = await runtime.abort(timedelta(seconds=HARD_EXIT / 2))
-        if left:
-            ids = ", ".join(str(job_id) for job_id in left)
-            print(f"riverq worker: left running, for rescue: {ids}", flush=True)
-        self._end(1)
-        # Threads of jobs that never end must not hold the process; everything that can be written is written.
-        print(f"riverq worker: stopped hard: {runtime.summary()}", flush=True)
-        sys.stderr.flush()
-        os._exit(1)
-
-    def _end(self, code: int, _error: Exception | None = None) -> None:
-        if not self._ended.done():
-            self._ended.set_result(code)
-
-
-def _leave_soon() -> None:
-    time.sleep(HARD_EXIT)
-    os._exit(1)
-
-
-def _duration(text: str) -> timedelta:
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
-    unit = text[len(number) :] or "s"
-    try:
-        seconds = float(number) * _UNITS[unit]
-        duration = timedelta(seconds=seconds)
-    except (ValueError, KeyError, OverflowError):
-        raise argparse.ArgumentTypeError(f"expected a time such as 30s, 500ms or 5m, got: {text!r}") from None
-    if seconds < 0:
-        raise argparse.ArgumentTypeError(f"expected a time of at least 0, got: {text!r}")
-    return duration

@@ -76,6 +76,11 @@ def leader_get(conn: sa.Connection, schema: str) -> Leader | None:
     return _leader(_get.execute(conn, schema).one_or_none())
 
 
+def leader_current(conn: sa.Connection, schema: str, *, now: datetime | None = None) -> Leader | None:
+    """Who leads now by the database's clock; None where nobody does, though a row may be left."""
+    return _leader(_current.execute(conn, schema, now=stamp(now)).one_or_none())
+
+
 def _leader(row: Any) -> Leader | None:
     return None if row is None else Leader(row[0], from_us(row[1]), from_us(row[2]))
 
@@ -126,6 +131,11 @@ def _resign(t: Tables) -> sa.Executable:
 @statement
 def _get(t: Tables) -> sa.Executable:
     return sa.select(*_columns(t))
+
+
+@statement
+def _current(t: Tables) -> sa.Executable:
+    return sa.select(*_columns(t)).where(t.leader.c.expires_at >= now_param())
 
 
 def _is_term(t: Tables) -> sa.ColumnElement[bool]:

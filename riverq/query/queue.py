@@ -27,6 +27,7 @@ from riverq.query.statement import (
     TIMESTAMP,
     Statement,
     catalog,
+    from_us,
     input_rows,
     integer_param,
     jsonb_param,
@@ -138,6 +139,12 @@ def queue_next_pause_end(conn: sa.Connection, schema: str, *, now: datetime | No
     """How long until the first pause ends, zero or less where one is due; None where none has an end."""
     row: Any = _next_end.execute(conn, schema, now=stamp(now)).one()
     return None if row.until is None else timedelta(microseconds=row.until - row.now)
+
+
+def queue_pause_ends(conn: sa.Connection, schema: str) -> dict[str, datetime]:
+    """When the pauses that have an end, end, by the queue's name; void intentions are left out."""
+    rows: Any = _pause_ends.rows(conn, schema)
+    return {row[0]: from_us(row[1]) for row in rows}
 
 
 def queue_end_pauses(conn: sa.Connection, schema: str, *, now: datetime | None = None) -> EndedPauses:
@@ -285,6 +292,13 @@ def _statement_now() -> sa.ColumnElement[datetime]:
 def _next_end(t: Tables) -> sa.Executable:
     first = us_of(sa.func.min(t.timed_pause.c.until), nullable=True)
     return sa.select(first.label("until"), us_of(now_param()).label("now"))
+
+
+@statement
+def _pause_ends(t: Tables) -> sa.Executable:
+    queue, pause = t.queue.c, t.timed_pause.c
+    is_valid = sa.and_(pause.name == queue.name, pause.paused_at == queue.paused_at)
+    return sa.select(pause.name, us_of(pause.until)).join_from(t.queue, t.timed_pause, is_valid)
 
 
 @statement

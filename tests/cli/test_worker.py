@@ -2,85 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
-import sqlalchemy as sa
 
 import riverq
 from tests.cli.app import Hold, Touch
+from tests.cli.conftest import Start
 from tests.client.faces import jobs
 
-ROOT = Path(__file__).parents[2]
 CLIENTS = {
     "psycopg": "sync_client",
     "psycopg_async": "psycopg_async_client",
     "asyncpg": "async_client",
     "pg8000": "pg8000_client",
 }
-
-
-class WorkerProcess:
-    """A worker under test; lines are read one at a time so that the test waits for what was said."""
-
-    def __init__(self, arguments: list[str], environment: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "riverq", "worker", *arguments],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def line(self, beginning: str) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(beginning):
-                return line.strip()
-        assert self._process.stderr is not None
-        raise AssertionError(f"the worker ended without saying {beginning!r}: {self._process.stderr.read()}")
-
-    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
-        self._process.send_signal(number)
-
-    def end(self, timeout: float = 30) -> tuple[int, str, str]:
-        out, err = self._process.communicate(timeout=timeout)
-        return self._process.returncode, out, err
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
-
-
-Start = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-def start(database_url: str, schema: str) -> Iterator[Start]:
-    started: list[WorkerProcess] = []
-
-    def start(*arguments: str, **environment: str) -> WorkerProcess:
-        base = {"DATABASE_URL": database_url, "TEST_SCHEMA": schema, "PYTHONWARNINGS": "default"}
-        started.append(WorkerProcess(list(arguments), base | environment))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.close()
-
-
-@pytest.fixture
-def inserter(engine: sa.Engine, schema: str) -> riverq.Client:
-    return riverq.Client(engine, riverq.Config(schema=schema))
 
 
 def states(url: str, schema: str) -> dict[int, tuple[str, int]]:

@@ -98,9 +98,17 @@ def test_every_insert_option_is_in_the_guide() -> None:
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    """Every command and its parser."""
-    (subparsers,) = [each for each in make_parser()._actions if isinstance(each, argparse._SubParsersAction)]
-    return dict(subparsers.choices)
+    """Every command that can be run and its parser: `queues list`, not `queues`."""
+    return dict(_leaves(make_parser(), ()))
+
+
+def _leaves(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    if not below:
+        yield " ".join(names), parser
+    for subparsers in below:
+        for name, child in subparsers.choices.items():
+            yield from _leaves(child, (*names, name))
 
 
 def options(parser: argparse.ArgumentParser) -> list[str]:
