@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 ONLY ?=
 RESUME ?=
+MODES ?= session transaction
 WORKERS ?= 2
 
 # Set up again only when what is installed changes: the part of pyproject.toml before the tools' settings.
@@ -50,6 +51,20 @@ $(STAMP):
 .PHONY: test
 test: setup ## Run the tests (ARGS="tests/query -k claim" picks some, WORKERS=0 runs them in one process)
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+.PHONY: test-faults
+test-faults: setup ## Kill, stop and cut off real workers for minutes, then prove every job's fate (ARGS="-k two_minutes")
+	RIVERQ_FAULTS=1 $(BIN)/pytest -n 0 -v tests/faults $(ARGS)
+
+# What the adapters' engines reach through a real PgBouncer; without it these tests are skipped, and say so.
+POOLED := tests/query tests/client tests/worker tests/maintenance tests/liveness tests/test_elector.py tests/test_notifier.py tests/test_database.py
+
+.PHONY: test-pgbouncer
+test-pgbouncer: setup ## Run the tests of queries, inserts, work, leader and control through PgBouncer (MODES="session transaction")
+	@for mode in $(MODES); do \
+	  echo "== PgBouncer in $$mode mode"; \
+	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --pgbouncer $$mode $(POOLED) $(ARGS) || exit 1; \
+	done
 
 .PHONY: test-all-pythons
 test-all-pythons: ## Run the tests on every Python from 3.11 on that is found

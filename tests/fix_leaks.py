@@ -11,11 +11,13 @@ import inspect
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import psycopg
 import pytest
 
 from tests.fix_database import SESSION_APPLICATION
+from tests.fix_pgbouncer import Pooler
 
 PATIENCE_SECONDS = 3.0
 
@@ -78,10 +80,16 @@ def _no_connection_left(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     watch: psycopg.Connection = request.getfixturevalue("connection_watch")
-    before = _connections(watch)
+    pooler: Pooler | None = request.getfixturevalue("pooler")
+
+    def connections() -> dict[Any, str]:
+        # Behind a pooler the server's connections are the pooler's, which keeps them.
+        return _connections(watch) if pooler is None else pooler.clients(but=SESSION_APPLICATION)
+
+    before = connections()
     yield
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while left := {pid: text for pid, text in _connections(watch).items() if pid not in before}:
+    while left := {key: text for key, text in connections().items() if key not in before}:
         if time.monotonic() > deadline:
             pytest.fail(f"connections left open: {sorted(left.values())}")
         time.sleep(0.01)

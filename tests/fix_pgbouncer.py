@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,6 +21,34 @@ from riverq.demo.postgres import free_port, short_temp_dir, unprivileged_account
 from tests.fix_skips import skip_or_fail
 
 START_SECONDS = 20.0
+NO_PGBOUNCER = "no pgbouncer in the PATH or in /usr/sbin (Debian: apt-get install pgbouncer)"
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """A PgBouncer that the whole run goes through."""
+
+    mode: str
+    url: str
+
+    def clients(self, but: str) -> dict[Any, str]:
+        """The connections that clients hold open to it, but for those with this application name."""
+        others = [row for row in self._show("CLIENTS") if row["application_name"] != but]
+        return {
+            # PgBouncer uses its pointers again; with the client's port they name one connection.
+            (row["ptr"], row["port"], row["connect_time"]): f"{row['application_name'] or 'unnamed'} ({row['state']})"
+            for row in others
+        }
+
+    def linked_backends(self) -> set[int]:
+        """The pids of the server's backends that are some client's at this moment."""
+        return {int(row["remote_pid"]) for row in self._show("SERVERS") if row["link"]}
+
+    def _show(self, what: str) -> list[dict[str, Any]]:
+        """A list of the admin console, without what belongs to the console itself."""
+        console = sa.make_url(self.url).set(database="pgbouncer").render_as_string(hide_password=False)
+        with psycopg.connect(console, autocommit=True, row_factory=psycopg.rows.dict_row) as conn:
+            return [row for row in conn.execute(f"SHOW {what}").fetchall() if row["database"] != "pgbouncer"]
 
 
 def find_pgbouncer() -> str | None:
@@ -113,7 +143,7 @@ def pgbouncers(database_url: str) -> Iterator[PgBouncers]:
     """PgBouncer in front of the test database, for as long as the test. Skips where it is missing."""
     command = find_pgbouncer()
     if command is None:
-        skip_or_fail("no pgbouncer in the PATH or in /usr/sbin (Debian: apt-get install pgbouncer)")
+        skip_or_fail(NO_PGBOUNCER)
     bouncers = PgBouncers(command, database_url)
     yield bouncers
     bouncers.close()

@@ -29,6 +29,8 @@ from riverq.unique import UniqueOpts
 
 SCHEMA = "riverq_demo"
 QUEUE = "index"
+GRACE = timedelta(seconds=6)
+"""How long a worker may be silent before its jobs go to others: the least that riverq allows, not its 30 s."""
 FAILS_ONCE = 70
 """Every so-manieth file's job fails at its first attempt."""
 
@@ -181,6 +183,7 @@ def make_engine(name: str, *, asynchronous: bool) -> Engine | AsyncEngine:
 
 def _config(workers: Workers, client_id: str, *, max_workers: int) -> Config:
     return Config(
+        client_grace=GRACE,
         client_id=client_id,
         queues={QUEUE: QueueConfig(max_workers=max_workers)},
         schema=SCHEMA,

@@ -1,23 +1,21 @@
 """`riverq demo`: index the standard library with two worker processes, then prove from the tables that all is there.
 
-The order: find or start a Postgres, make a schema of the demo's own, migrate it, start the two workers, insert, wait,
-stop the workers, count, print. With `--database-url` the schema `riverq_demo` is made there and dropped at the end.
+The order: find or start a Postgres, make a schema of the demo's own, migrate it, start the two workers, insert, kill
+one of them half-way with jobs running, wait until its jobs are available again and all are done, stop the other, count,
+print. With `--database-url` the schema `riverq_demo` is made there and dropped at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Self, cast
+from typing import cast
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,12 +25,13 @@ from sqlalchemy.schema import CreateSchema, DropSchema
 from riverq import migrate
 from riverq.client import Client
 from riverq.config import Config
+from riverq.demo.crash import Crash
 from riverq.demo.jobs import SCHEMA, Base, IndexFile, SourceFile, Summarise, make_engine
 from riverq.demo.postgres import ThrowawayPostgres
 from riverq.demo.show import Progress, Tally, print_results
+from riverq.demo.worker import WorkerProcess
 from riverq.driver import load_driver
 from riverq.driver.failures import translate
-from riverq.errors import RiverqError
 from riverq.insert_opts import InsertItem
 
 BATCH = 100
@@ -84,22 +83,24 @@ def _schema(engine: Engine) -> Iterator[None]:
 def _index(engine: Engine, files: Sequence[Path]) -> int:
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(WorkerProcess(name)) for name in WORKERS]
+        survivor, victim = (stack.enter_context(WorkerProcess(name)) for name in WORKERS)
+        crash = Crash(engine, victim)
         print(f"demo: indexing {len(files)} files of {sysconfig.get_path('stdlib')}", flush=True)
         inserted = Inserted(0, 0)
         with Progress(len(files)) as progress:
             for inserted in insert_jobs(engine, files):
                 progress.update(engine, inserted.jobs)
             while not progress.finished(engine, inserted.jobs):
-                for worker in workers:
-                    worker.check()
+                if progress.completed >= inserted.jobs // 2:
+                    crash.go_on()
+                survivor.check()
                 if time.monotonic() - began > TIME_LIMIT:
                     break
-                time.sleep(0.1)
-        for worker in workers:
-            worker.stop()
+                time.sleep(0.02)
+        survivor.stop()
     tally = Tally.read(engine, files=len(files), inserted=inserted.jobs, duplicates=inserted.duplicates)
     print_results(engine, timedelta(seconds=time.monotonic() - began))
+    print(crash.sentence())
     print(tally.sentence())
     return 0 if tally.adds_up else 1
 
@@ -140,51 +141,3 @@ def _row(path: Path, root: Path) -> SourceFile:
 def _item(row: SourceFile, root: Path) -> InsertItem:
     args = IndexFile(row.id, str(root / row.path))
     return InsertItem(args, delay=timedelta(seconds=1)) if row.id % DELAYED == 0 else InsertItem(args)
-
-
-class WorkerProcess:
-    """One `riverq worker` as a child process; its output goes to a file that is shown if it fails."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__, read before
-        command = [
-            sys.executable,
-            "-m",
-            "riverq",
-            "worker",
-            f"riverq.demo.jobs:{name}_client",
-            "--log-level",
-            "warning",
-        ]
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
-
-    def check(self) -> None:
-        """Raises RiverqError, with what it printed last, if the process has ended."""
-        code = self._process.poll()
-        if code is not None:
-            raise RiverqError(f"the {self.name} worker ended with exit code {code}: {self._last_lines()}")
-
-    def stop(self) -> None:
-        """Ask it to stop, and wait. Raises RiverqError if it does not end cleanly."""
-        self._process.terminate()
-        try:
-            code = self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        if code != 0:
-            raise RiverqError(f"the {self.name} worker stopped with exit code {code}: {self._last_lines()}")
-
-    def _last_lines(self) -> str:
-        self._log.seek(0)
-        return " / ".join(self._log.read().strip().splitlines()[-5:]) or "it printed nothing"

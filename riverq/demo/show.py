@@ -35,7 +35,8 @@ class Progress:
         )
         self._task = self._bar.add_task("jobs completed", total=files + 1)
         self._seen = 0.0
-        self._completed = 0
+        self.completed = 0
+        """Jobs, as of the last look."""
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -50,14 +51,14 @@ class Progress:
         """Look again, if the last look is a while ago."""
         if time.monotonic() - self._seen < REFRESH:
             return
-        self._completed = _count_state(engine, JobState.COMPLETED)
-        self._bar.update(self._task, completed=self._completed, description=f"{inserted} inserted, completed")
+        self.completed = _count_state(engine, JobState.COMPLETED)
+        self._bar.update(self._task, completed=self.completed, description=f"{inserted} inserted, completed")
         self._seen = time.monotonic()
 
     def finished(self, engine: Engine, inserted: int) -> bool:
         """Whether every inserted job is completed."""
         self.update(engine, inserted)
-        return self._completed >= inserted
+        return self.completed >= inserted
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq.testing.fake_clock import FakeClock
-from tests.fix_database import ASYNC_ADAPTERS, EngineMaker, SchemaPool, Transact
+from tests.fix_database import ASYNC_ADAPTERS, EngineMaker, Transact
+from tests.fix_schema import SchemaPool
 
 pytest_plugins = ("pytester",)
 

@@ -28,7 +28,8 @@ from riverq.query.measure import (
 from riverq.query.queue import queue_create_or_touch
 from riverq.query.statement import from_us
 from riverq.state import Run
-from tests.fix_database import SESSION_APPLICATION, SchemaPool, Transact
+from tests.fix_database import SESSION_APPLICATION, Transact
+from tests.fix_schema import SchemaPool
 from tests.query.arrange import ME, Caller, Table
 
 MIXED = "Riverq_bench_Mixed"

@@ -14,7 +14,7 @@ from riverq.query import job_fetch, job_read, job_set_state
 from riverq.query.array import integer_array
 from riverq.query.statement import Statement
 from riverq.state import Run, completed
-from tests.fix_database import SchemaPool
+from tests.fix_schema import SchemaPool
 from tests.query.arrange import ME
 
 ROWS, BATCH = 12_000, 1_000

@@ -13,7 +13,8 @@ from riverq.query.schema import (
 )
 from riverq.query.tables import tables
 from riverq.unique import MASK
-from tests.fix_database import SchemaPool, Transact
+from tests.fix_database import Transact
+from tests.fix_schema import SchemaPool
 from tests.query.arrange import Caller, Table
 
 

@@ -23,7 +23,8 @@ from riverq.query.notify import notify_many
 from riverq.query.queue import queue_create_or_touch, queue_pause
 from riverq.query.statement import Statement, sqlstate, text_param
 from riverq.state import Run, errored
-from tests.fix_database import EngineMaker, SchemaPool, Transact
+from tests.fix_database import EngineMaker, Transact
+from tests.fix_schema import SchemaPool
 from tests.query.arrange import CLAIMED_AT, ME, Caller, job, unique
 
 LATER = CLAIMED_AT + timedelta(hours=1)
