@@ -78,7 +78,7 @@ def _configuration(url: sa.URL, pool_mode: str, port: int, settings: dict[str, s
 def running_pgbouncer(command: str, database_url: str, pool_mode: str, **settings: str) -> Iterator[str]:
     """Run PgBouncer in front of a database; gives the URL through it."""
     url = sa.make_url(database_url)
-    port = free_port("127.0.0.1")
+    port = int(settings.get("listen_port", 0)) or free_port("127.0.0.1")
     through = url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
     account = unprivileged_account()
     folder = Path(tempfile.mkdtemp(prefix="riverq-pgbouncer-", dir=short_temp_dir()))

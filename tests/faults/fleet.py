@@ -48,7 +48,8 @@ class Fleet:
 
     def __init__(self, url: str, schema: str, record: Record, folder: Path, *, grace: float) -> None:
         self.members: list[Member] = []
-        self._url, self._schema, self._record, self._folder, self._grace = url, schema, record, folder, grace
+        self.record = record
+        self._url, self._schema, self._folder, self._grace = url, schema, folder, grace
 
     @property
     def ledgers(self) -> list[Path]:
@@ -66,7 +67,7 @@ class Fleet:
     def leader(self) -> Member:
         """Who leads, by the table; waits for one."""
         deadline = time.monotonic() + PATIENCE
-        while (leader := self._record.leader()) is None:
+        while (leader := self.record.leader()) is None:
             assert time.monotonic() < deadline, "nobody leads"
             time.sleep(0.1)
         return self.member(leader)
@@ -91,7 +92,7 @@ class Fleet:
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
-        member = Member(client_id, adapter, process, log, self._record.now())
+        member = Member(client_id, adapter, process, log, self.record.now())
         self.members.append(member)
         deadline = time.monotonic() + PATIENCE
         while b"worker: ready" not in log.read_bytes():
@@ -104,28 +105,28 @@ class Fleet:
         """End it without a chance to say anything."""
         member.process.kill()
         member.process.wait()
-        member.died_at = self._record.now()
+        member.died_at = self.record.now()
 
     def pause(self, member: Member) -> None:
         """Stop it where it stands."""
         member.process.send_signal(signal.SIGSTOP)
-        member.paused.append((self._record.now(), None))
+        member.paused.append((self.record.now(), None))
 
     def resume(self, member: Member) -> None:
         """Let it go on."""
         began, _ = member.paused[-1]
-        member.paused[-1] = (began, self._record.now())
+        member.paused[-1] = (began, self.record.now())
         member.process.send_signal(signal.SIGCONT)
 
     def cut(self, members: list[Member]) -> int:
         """Terminate every backend of these processes; returns how many there were."""
-        return self._record.terminate([member.client_id for member in members])
+        return self.record.terminate([member.client_id for member in members])
 
     def stop(self, member: Member) -> None:
         """End it as an operator would, and see it end cleanly."""
         member.process.terminate()
         assert member.process.wait(PATIENCE) == 0, _tail(member.log)
-        member.ended_at = self._record.now()
+        member.ended_at = self.record.now()
 
     def close(self) -> None:
         """Kill what is left."""

@@ -12,6 +12,7 @@ import pytest
 from riverq.config import KEEP, Config
 from riverq.database import Database
 from riverq.driver import load_driver
+from riverq.errors import DatabaseError
 from riverq.job import JobState
 from riverq.maintenance.base import MaintenanceTiming
 from riverq.maintenance.job_cleaner import JobCleaner, Retention
@@ -150,13 +151,36 @@ async def test_timeout_is_the_configured_one_and_nothing_is_deleted(setup: Setup
         await cleaner.start()
         error = await cleaner.tick_failed.wait()
         assert getattr(error, "sqlstate", None) == "57014"
-        assert cleaner.batch_size.is_reduced  # three states, three timeouts
         assert setup.ids() == [job]
     await setup.clock.until_sleeping()
     await setup.clock.advance(30)
     await cleaner.ticked.wait()
     assert setup.ids() == []
     await cleaner.stop()
+
+
+async def test_a_state_that_keeps_timing_out_shrinks_its_own_batches(setup: Setup, scratch_schema: str) -> None:
+    """The statements of the other states succeed in between, and say nothing about its own."""
+    setup.schema = setup.table.schema = scratch_schema
+    setup.table.sql(
+        "CREATE FUNCTION {schema}.slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM pg_catalog.pg_sleep(10); RETURN OLD; END'"
+    )
+    setup.table.sql(
+        "CREATE TRIGGER slow BEFORE DELETE ON {job} FOR EACH ROW WHEN (OLD.state = 'completed') "
+        "EXECUTE FUNCTION {schema}.slow()"
+    )
+    job = setup.finished("completed", 2 * DAY)
+    cleaner = setup.cleaner(timeout=timedelta(milliseconds=300))
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            await cleaner.run_once()
+    assert {state: size.current for state, size in cleaner.batch_sizes.items()} == {
+        JobState.CANCELLED: 10_000,
+        JobState.COMPLETED: 1_000,
+        JobState.DISCARDED: 10_000,
+    }
+    assert setup.ids() == [job]
 
 
 async def test_what_fails_for_one_state_does_not_keep_the_others(

@@ -10,7 +10,7 @@ import pytest
 from riverq.database import Database
 from riverq.driver import load_driver
 from riverq.elector import Elector, ElectorTiming
-from riverq.errors import PoolExhaustedError
+from riverq.errors import DatabaseError, PoolExhaustedError
 from riverq.maintenance.base import MaintenanceTiming
 from riverq.maintenance.job_scheduler import JobScheduler, seconds_until
 from riverq.maintenance.maintainer import Maintainer
@@ -226,6 +226,21 @@ async def test_statements_that_keep_timing_out_shrink_the_batch(setup: Setup, ca
     assert "from now on 1000 rows at a time" in caplog.text
     await setup.next_tick(scheduler)
     assert setup.states() == {job: "available"}
+
+
+async def test_a_second_pass_that_succeeds_hides_no_timeouts_of_the_first(setup: Setup, scratch_schema: str) -> None:
+    setup.schema = setup.table.schema = scratch_schema
+    setup.table.sql(
+        "CREATE FUNCTION {schema}.slow() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM pg_catalog.pg_sleep(10); RETURN NEW; END'"
+    )
+    setup.table.sql("CREATE TRIGGER slow BEFORE UPDATE ON {job} FOR EACH ROW EXECUTE FUNCTION {schema}.slow()")
+    setup.due()
+    scheduler = setup.scheduler(timing=MaintenanceTiming(timeout=timedelta(milliseconds=300)))
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            await scheduler.run_once()
+    assert scheduler.batch_size.current == 1_000
 
 
 async def test_notification_that_fails_leaves_the_jobs_available(

@@ -271,6 +271,34 @@ async def test_a_claim_under_way_at_a_graceful_stop_is_worked(house: House) -> N
     assert house.rows.states() == {"completed": 2}
 
 
+async def test_a_stop_waits_for_the_jobs_of_a_claim_under_way_too(house: House) -> None:
+    """All jobs that ran at the stop have ended before the claim brings others."""
+    worker = Blocking(house)
+    house.rows.insert()
+    producer = house.producer(fetch_timeout=timedelta(seconds=30))
+    producer.control.interval = NEVER
+    await house.start(house.completer, producer)
+    await worker.wait()
+    house.rows.insert(count=2)
+    with house.rows.other() as other:
+        run_sql(other, house.rows.schema, "LOCK TABLE JOB IN ACCESS EXCLUSIVE MODE")
+        producer.trigger()
+        await until(lambda: house.rows.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
+        stopping = asyncio.create_task(producer.stop())
+        await asyncio.sleep(0)
+        worker.go_on.set()
+        await until(lambda: producer.stats.ended == 1)
+        worker.go_on.clear()
+        other.commit()
+    await worker.wait(2)
+    assert await producer.waiting_for_jobs.wait() == 2
+    worker.go_on.set()
+    await stopping
+    assert producer.running_ids == []
+    await house.completer.stop()
+    assert house.rows.states() == {"completed": 3}
+
+
 async def test_a_thread_that_does_not_end_is_left_and_named(house: House, caplog: pytest.LogCaptureFixture) -> None:
     began, go_on = threading.Event(), threading.Event()
 
