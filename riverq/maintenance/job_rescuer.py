@@ -10,11 +10,11 @@ The rules are River's, in River's order:
 1. somebody asked to cancel it: cancelled;
 2. no worker for the kind: as `on_unknown_stuck_kind` says. Left by default, since another client may know it;
 3. args that cannot be decoded: as a failed attempt, by the client's policy;
-4. a timeout (the worker's, else the client's) that has not elapsed: left; no timeout: left for ever;
+4. a timeout (the worker's, else the client's) that has not elapsed, `UNWINDING` included: left; none: left for ever;
 5. attempts left: retryable by the worker's policy, then the client's; else discarded.
 
 A living client and the horizon. Whether a living client still works a run, or never heard of it, cannot be told from
-here. A timeout that elapsed an hour ago answers it: a client that keeps its timeouts does not work that job. So rule 5
+here. A timeout that elapsed long ago answers it: a client that keeps its timeouts does not work that job. So rule 5
 asks nobody whether the client lives, and a run whose claim got lost comes back. Where there is no timeout no span of
 time means anything, a job of days would be run twice, and so rule 4 leaves it for as long as its client lives; when
 that ends, its run is orphaned. In two cases this leader does not know the timeout that holds: with kinds and args that
@@ -58,6 +58,14 @@ Retry = timedelta | datetime
 
 RESCUE_BATCH = 1_000
 """Whole rows are read, args and errors included, so fewer at a time than other services take."""
+
+
+UNWINDING = timedelta(minutes=1)
+"""What a job gets to end in when its time is over, be its timeout as long as the horizon or longer.
+
+The worker's time begins later than the claim, and what a job does when it is told to end is still its client's to
+write.
+"""
 
 
 class StuckJobError(RiverqError):
@@ -108,7 +116,7 @@ class StuckJobRules:
         if job is None:
             return Verdict(rescue=self._again(row, None, None), unless_living=True)
         timeout = self._timeout(job, worker)
-        if timeout is None or row.running_for <= timeout:
+        if timeout is None or row.running_for <= timeout + UNWINDING:
             return Verdict()
         return Verdict(rescue=self._again(row, worker, job))
 

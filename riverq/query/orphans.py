@@ -5,13 +5,17 @@ keeps fresh; a shared advisory lock on its listener's connection is further evid
 
     dead      seen_at older than ten times the grace, or
               lock_taken, and the lock not held, and seen_at older than the grace
-    orphaned  the run's last attempted_by is a registered client id, and no living incarnation of that id
-              had started when the run was claimed
+    orphaned  the run's last attempted_by is the id of an incarnation that can have claimed it, and no living
+              incarnation of that id had started when the run was claimed
 
 Neither half of the evidence would do alone. The lock goes within milliseconds when a process dies, but with a failover
 all locks go at once, while every `seen_at` is fresh: nobody is dead then. A cut cable keeps a lock for hours: the ten
 graces end that. A paused process keeps its lock, since the server keeps its connection. An id that was never registered
 (Go River's, or a client without riverq's tables) is never judged here; the horizon is all there is for it.
+
+An incarnation can have claimed a run between its start and ten graces after it was last seen. Other runs under its id
+are somebody else's: of a Go client that had the id before it or has it now, of a process from before riverq's tables,
+or of this same client after the database's clock went back. They are not judged, whatever became of their client.
 
 The lock's key is (`riverq_client`'s oid, the row's id), in the two-part form, so `pg_locks` shows it with
 `objsubid = 2`. It is read, never tried: trying it would take it. Reading `pg_locks` needs no right, unless somebody
@@ -217,7 +221,13 @@ def _lives(t: Tables, living: sa.CTE) -> sa.ColumnElement[bool]:
 
 def _is_orphaned(t: Tables, *, read_locks: bool) -> sa.ColumnElement[bool]:
     registered, judge = _clients(t, "registered"), _clients(t, "judge")
-    known = sa.exists(sa.select(registered.c.id).where(registered.c.client_id == _last_client(t)))
+    known = sa.exists(
+        sa.select(registered.c.id).where(
+            registered.c.client_id == _last_client(t),
+            registered.c.started_at <= t.job.c.attempted_at,
+            registered.c.seen_at >= t.job.c.attempted_at - later(integer_param("long_silence")),
+        )
+    )
     awake = sa.exists(
         sa.select(judge.c.id).where(
             judge.c.incarnation == sa.cast(text_param("incarnation"), pg.UUID()),

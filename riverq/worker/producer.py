@@ -248,7 +248,9 @@ class Producer(Service):
         return asyncio.create_task(work, name=f"riverq.Producer.{name}.{self.queue}")
 
     async def _until_idle(self) -> None:
-        await self._idle.wait()
+        while self._slots.tasks:  # the jobs before a claim under way may have ended before it brought others
+            self._idle.clear()
+            await self._idle.wait()
 
     async def _wait_or_leave(self, task: asyncio.Task[None]) -> None:
         """Wait for the task's end, or for `leave()`, which ends the task."""

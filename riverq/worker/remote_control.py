@@ -50,6 +50,9 @@ TOUCH_AGAIN = timedelta(minutes=1)
 LOOK_INTERVAL = timedelta(minutes=1)
 """How often all running jobs are looked at although everything that is sent is heard."""
 
+LOOK_BATCH = 1000
+"""How many running jobs one read looks at: reading ten thousand at once would hold up the loop noticeably."""
+
 READ_LIMIT = timedelta(seconds=10)
 """How long one read may take."""
 
@@ -231,8 +234,12 @@ class RemoteControl:
     async def check(self, job_ids: Iterable[int]) -> None:
         """Tell those of the running jobs to end that are cancelled or lost. Raises what the database raises."""
         contexts = [self._runs[job_id] for job_id in job_ids if job_id in self._runs]
-        if not contexts:
-            return
+        for first in range(0, len(contexts), LOOK_BATCH):
+            await self._check(contexts[first : first + LOOK_BATCH])
+        if contexts:
+            self.checked.signal(len(contexts))
+
+    async def _check(self, contexts: list[RunContext]) -> None:
         runs = [context.run for context in contexts]
         statuses = await within(
             READ_LIMIT.total_seconds(),
@@ -246,4 +253,3 @@ class RemoteControl:
                     context.cancelled.set(CancelReason.CANCELLED)
             elif not context.completed_in_session:  # else it is the user's own transaction that ended the run
                 context.cancelled.set(CancelReason.LOST)
-        self.checked.signal(len(contexts))

@@ -235,8 +235,9 @@ async def test_old_rows_are_forgotten_once_an_hour(setup: Setup) -> None:
 
 
 async def test_the_row_of_a_dead_client_stays_while_its_jobs_are_left(setup: Setup) -> None:
-    setup.client("dead", timedelta(days=30))
-    setup.run("nobody's")
+    month = timedelta(days=30)
+    setup.client("dead", month, started=2 * month)
+    setup.run("nobody's", span=month)
     service = rescuer(setup)
     await service.run_once()
     assert len(service.left_unknown) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from riverq.errors import UsageError
 from riverq.job import Job, JobRow, JobState
-from riverq.maintenance.job_rescuer import StuckJobError, StuckJobRules, Verdict
+from riverq.maintenance.job_rescuer import UNWINDING, StuckJobError, StuckJobRules, Verdict
 from riverq.query.job_rescue import Rescue, RunFence, StuckRow
 from riverq.registry import Worker, Workers
 from riverq.service import ServiceContext
@@ -99,6 +99,15 @@ def test_jobs_without_a_timeout_are_left_for_ever(
 @pytest.mark.parametrize(("hours", "is_left"), [(1, False), (2, True), (3, True)])
 def test_a_timeout_longer_than_the_horizon_is_waited_for(rules: StuckJobRules, hours: int, is_left: bool) -> None:
     verdict = rules.past_horizon(stuck("patient", {"hours": hours}, span=2 * HOUR))
+    assert verdict == (Verdict() if is_left else again(timedelta(minutes=3)))
+
+
+@pytest.mark.parametrize(("late", "is_left"), [(UNWINDING, True), (UNWINDING + timedelta(seconds=1), False)])
+def test_a_job_whose_long_timeout_is_just_over_may_end_by_itself(
+    rules: StuckJobRules, late: timedelta, is_left: bool
+) -> None:
+    """It began later than it was claimed, was told to end just now, and its outcome is on its way."""
+    verdict = rules.past_horizon(stuck("patient", {"hours": 2}, span=2 * HOUR + late))
     assert verdict == (Verdict() if is_left else again(timedelta(minutes=3)))
 
 

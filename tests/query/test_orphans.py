@@ -22,6 +22,8 @@ from tests.query.arrange import CLAIMED_AT, CLAIMED_US, ME, Caller, Table
 GRACE = timedelta(seconds=30)
 NOW = CLAIMED_AT + timedelta(minutes=30)
 STARTED = CLAIMED_AT - timedelta(minutes=1)
+LONG = timedelta(minutes=29)
+"""Ago: after the claim, and long enough to be dead."""
 INSTANT = timedelta(microseconds=1)
 LEADER = str(uuid.UUID(int=1))
 JUDGE = Judge(GRACE, LEADER)
@@ -187,8 +189,26 @@ def test_the_last_of_attempted_by_counts(call: Caller, table: Table, registry: R
 def test_a_new_incarnation_answers_for_the_runs_it_claimed(
     call: Caller, table: Table, registry: Registry, started: timedelta, orphaned: bool
 ) -> None:
-    registry.add(silent=timedelta(hours=1), started_at=STARTED, lock_taken=True)
+    registry.add(silent=LONG, started_at=STARTED, lock_taken=True)
     registry.add(started_at=CLAIMED_AT + started)
+    assert both(call, run_of(table)) is orphaned
+
+
+@pytest.mark.parametrize("silent", [timedelta(0), LONG])
+def test_a_run_from_before_every_incarnation_is_somebody_elses(
+    call: Caller, table: Table, registry: Registry, silent: timedelta
+) -> None:
+    """A Go client's that had the id before, or this one's, if the database's clock went back."""
+    registry.add(started_at=CLAIMED_AT + INSTANT, silent=silent)
+    assert not both(call, run_of(table))
+
+
+@pytest.mark.parametrize(("after", "orphaned"), [(10 * GRACE, True), (10 * GRACE + INSTANT, False)])
+def test_a_run_from_long_after_the_last_incarnation_is_somebody_elses(
+    call: Caller, table: Table, registry: Registry, after: timedelta, orphaned: bool
+) -> None:
+    """A Go client's that has the id of one that died."""
+    registry.add(started_at=STARTED - after, seen_at=CLAIMED_AT - after)
     assert both(call, run_of(table)) is orphaned
 
 
@@ -199,7 +219,7 @@ def test_of_two_living_clients_with_one_id_the_elder_answers(call: Caller, table
 
 
 def test_jobs_that_do_not_run_are_nobodys_orphans(call: Caller, table: Table, registry: Registry) -> None:
-    registry.add(silent=timedelta(hours=1))
+    registry.add(silent=LONG)
     for state in ("available", "retryable", "completed", "cancelled", "discarded", "scheduled", "pending"):
         table.add(state=state, attempt=1, attempted_at=CLAIMED_AT, attempted_by=[ME])
     table.add(state="running", attempted_by=[ME])
@@ -207,7 +227,7 @@ def test_jobs_that_do_not_run_are_nobodys_orphans(call: Caller, table: Table, re
 
 
 def test_pages_go_by_id(call: Caller, table: Table, registry: Registry) -> None:
-    registry.add(silent=timedelta(hours=1))
+    registry.add(silent=LONG)
     runs = [run_of(table) for _ in range(5)]
     assert orphans(call, limit=2) == runs[:2]
     assert orphans(call, limit=2, after_id=runs[1].job_id) == runs[2:4]
@@ -220,14 +240,14 @@ def test_pages_go_by_id(call: Caller, table: Table, registry: Registry) -> None:
 def test_a_judge_whose_own_row_is_stale_finds_nobody_dead(
     call: Caller, table: Table, registry: Registry, silent: timedelta, judges: bool
 ) -> None:
-    registry.add(silent=timedelta(hours=1))
+    registry.add(silent=LONG)
     run = run_of(table)
     table.sql("UPDATE {schema}.riverq_client SET seen_at = %s WHERE id = %s", NOW - silent, registry.leader)
     assert both(call, run) is judges
 
 
 def test_a_judge_that_is_not_registered_finds_nobody_dead(call: Caller, table: Table, registry: Registry) -> None:
-    registry.add(silent=timedelta(hours=1))
+    registry.add(silent=LONG)
     run = run_of(table)
     assert orphans(call, JUDGE._replace(incarnation=None)) == []
     table.sql("DELETE FROM {schema}.riverq_client WHERE id = %s", registry.leader)
@@ -248,7 +268,7 @@ def test_time_is_the_databases(call: Caller, table: Table, registry: Registry) -
 
 
 def test_a_client_that_came_back_keeps_its_jobs(call: Caller, table: Table, registry: Registry) -> None:
-    client = registry.add(silent=timedelta(hours=1))
+    client = registry.add(silent=LONG)
     run = run_of(table)
     assert orphans(call) == [run]
     table.sql("UPDATE {schema}.riverq_client SET seen_at = %s WHERE id = %s", NOW, client)
@@ -256,7 +276,7 @@ def test_a_client_that_came_back_keeps_its_jobs(call: Caller, table: Table, regi
 
 
 def test_a_run_that_ended_meanwhile_is_not_confirmed(call: Caller, table: Table, registry: Registry) -> None:
-    registry.add(silent=timedelta(hours=1))
+    registry.add(silent=LONG)
     done, claimed = run_of(table), run_of(table)
     table.sql("UPDATE {job} SET state = 'completed', finalized_at = now() WHERE id = %s", done.job_id)
     table.sql("UPDATE {job} SET attempted_at = attempted_at + interval '1us' WHERE id = %s", claimed.job_id)
@@ -267,7 +287,7 @@ def test_a_run_that_ended_meanwhile_is_not_confirmed(call: Caller, table: Table,
 def test_confirming_holds_the_rows_and_waits_for_nobody(
     call: Caller, table: Table, registry: Registry, other: sa.Connection
 ) -> None:
-    registry.add(silent=timedelta(hours=1))
+    registry.add(silent=LONG)
     held, free = run_of(table), run_of(table)
     other.exec_driver_sql(f'SELECT FROM "{call.schema}".river_job WHERE id = {held.job_id} FOR UPDATE')
 

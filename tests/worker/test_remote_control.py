@@ -40,6 +40,7 @@ async def test_a_queue_that_is_paused_at_the_start_is_not_fetched(house: House) 
     assert heard == [True, False]
 
 
+@pytest.mark.listens
 @pytest.mark.parametrize("name", ["default", "*"])
 async def test_pause_and_resume_by_notification(house: House, name: str) -> None:
     worker = Blocking(house)
@@ -63,6 +64,7 @@ async def test_pause_and_resume_by_notification(house: House, name: str) -> None
     await house.settled.wait()
 
 
+@pytest.mark.listens
 async def test_a_pause_missed_while_the_listener_was_away_is_read(house: House) -> None:
     notifier = house.notifier()
     notifier.connected.watch()
@@ -84,6 +86,7 @@ async def test_a_pause_missed_while_the_listener_was_away_is_read(house: House) 
     await until(lambda: notifier.is_delivering)  # else its probe would be cut off in the middle of connecting
 
 
+@pytest.mark.listens
 async def test_a_pause_between_the_first_read_and_the_listen_is_read(house: House) -> None:
     """The producer has read its queue, and nobody listens yet: the pause is neither in what it read, nor heard."""
     notifier = house.notifier()
@@ -121,6 +124,7 @@ async def test_a_locked_queue_row_holds_up_neither_the_start_nor_cancellations(
     assert "touching the queue's row took longer than 0.1 s" in caplog.text
 
 
+@pytest.mark.listens
 async def test_a_queue_that_cannot_be_touched_is_read_all_the_same(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +213,7 @@ async def test_a_mark_from_before_the_claim_does_not_cancel(house: House) -> Non
     assert (house.rows.states(), worker.reasons) == ({"completed": 1}, [None])
 
 
+@pytest.mark.listens
 async def test_a_remote_cancel_by_notification(house: House) -> None:
     worker = Blocking(house)
     [first, second] = house.rows.insert(count=2)
@@ -271,6 +276,25 @@ async def test_a_run_that_was_taken_is_ended_as_lost(house: House) -> None:
     before = house.rows.get(job_id)
     assert (await house.settled.wait()).lost
     assert (house.rows.get(job_id), worker.reasons) == (before, ["lost"])
+
+
+async def test_more_jobs_than_one_look_takes_are_all_looked_at(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_control, "LOOK_BATCH", 2)
+    worker = Blocking(house)
+    ids = house.rows.insert(count=5)
+    producer = house.producer()
+    producer.control.interval = NEVER
+    await house.start(house.completer, producer)
+    await worker.wait(5)
+    house.rows.cancel_running(ids[0])
+    house.rows.steal(ids[2])
+    house.rows.steal(ids[4])
+    producer.look_at_everything()
+    assert await producer.control.checked.wait() == 5
+    await until(lambda: len(producer.running_ids) == 2)
+    assert sorted(producer.running_ids) == [ids[1], ids[3]]
+    assert sorted(worker.reasons, key=str) == ["cancelled", "lost", "lost"]
+    worker.go_on.set()
 
 
 async def test_a_job_rescued_and_claimed_again_by_the_same_client(house: House) -> None:
