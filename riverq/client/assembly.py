@@ -236,7 +236,7 @@ def _liveness(core: Core, databases: Databases, notifier: Notifier) -> Liveness:
         enabled=databases.has_own_tables,
     )
     liveness.is_listening = lambda: notifier.is_connected
-    notifier.on_proven = liveness.on_proven
+    notifier.on_proven, notifier.on_gone = liveness.on_proven, liveness.on_gone
     return liveness
 
 

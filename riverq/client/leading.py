@@ -1,9 +1,10 @@
 """What a client does while it leads: the elector, and the services that it starts for the length of a term.
 
-They run on a lane of their own, one slot of the general two, so that the upkeep of a big table never takes both from
-claims and completions. Dead clients' jobs and periodic jobs must not wait for that table either: the statements of
-their services are short, and have a lane beside it. Right before each statement the lane asks the elector whether this
-client still leads: a process that was suspended for longer than its term writes nothing more in it.
+They run on two lanes inside the general one. What may take long (cleaning, the horizon) has one slot of the general two,
+so that the upkeep of a big table never takes both from claims and completions for long; what must not wait for it
+(scheduling, dead clients' jobs, periodic jobs) has a lane beside it, whose statements are short. Right before each
+statement the lane asks the elector whether this client still leads: a process that was suspended for longer than its
+term writes nothing more in it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from riverq.maintenance.queue_cleaner import QueueCleaner
 from riverq.maintenance.reindexer import Reindexer, ReindexerConfig
 from riverq.notifier import Notifier
 from riverq.registry import Workers
-from riverq.service import Service
+from riverq.service import Service, within
+
+NOTIFY_LIMIT = 5.0
+"""Seconds; who is not notified polls, so nothing waits for an answer that does not come."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def assemble_leading(core: Core, lanes: Lanes, notifier: Notifier, liveness: Liv
     quick = lanes.general.share(1, check=elector.check_leading)
     rescuers = _rescuers(core, (upkeep, quick), _notify(core, lanes.general), liveness)
     services: list[Service] = [
-        JobScheduler(core.ctx, upkeep, _notify(core, lanes.general)),
+        JobScheduler(core.ctx, quick, _notify(core, lanes.general)),
         PeriodicEnqueuer(core.ctx, quick, core.periodic_jobs, _insert_path(core), has_tables=liveness.enabled),
         *rescuers,
         JobCleaner(core.ctx, upkeep, _retention(core.config), _cleaner_timing(core.config)),
@@ -97,7 +101,7 @@ def _rescuers(
 
 def _notify(core: Core, general: Database) -> NotifyQueues:
     async def notify(queues: Collection[str]) -> None:
-        await general.run(notify_queues, queues, core.limiter.take)
+        await within(NOTIFY_LIMIT, "notifying", general.run(notify_queues, queues, core.limiter.take))
 
     return notify
 

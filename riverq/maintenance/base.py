@@ -5,9 +5,11 @@ next tick does the rest. Everything a service does must be safe to run twice at 
 for a moment that they lead.
 
 The time limit is the server's: `query` sets `statement_timeout` for its transaction, so that a statement really ends,
-on every adapter, with its locks and its connection given back. The client stops waiting a little later, which only
-matters where the server does not answer at all. What a statement had deleted or moved by then is rolled back, or, if
-the answer to COMMIT was lost, is done and not found again by the next tick.
+on every adapter, with its locks and its connection given back. It also ends a transaction whose client falls silent
+between two statements (stopped, or behind a cut cable): its rows would stay locked, and be passed over by the next
+leader, for as long as TCP takes to notice. The client stops waiting a little later, which only matters where the server
+does not answer at all. What a statement had deleted or moved by then is rolled back, or, if the answer to COMMIT was
+lost, is done and not found again by the next tick.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from riverq.database import Database
-from riverq.errors import DatabaseError
-from riverq.query.limits import statement_timeout_set
+from riverq.errors import DatabaseError, PoolExhaustedError
+from riverq.query.limits import transaction_limit_set
 from riverq.service import OperationTimeoutError, Service, ServiceContext, TestSignal, Ticker, within
 from riverq.validation import duration, integer
 
@@ -95,7 +97,7 @@ class BatchSize:
         return self.current < self._full_size
 
     def succeeded(self) -> None:
-        """A statement ended in time."""
+        """A batch ended in time."""
         self._timeouts.clear()
 
     def filled(self) -> bool:
@@ -113,7 +115,7 @@ class BatchSize:
         return True
 
     def timed_out(self) -> bool:
-        """A statement did not end in time. Returns whether the next batches are smaller."""
+        """A batch did not end in time. Returns whether the next batches are smaller."""
         self._in_a_row = 0
         before = self.current
         if self._before_trial is not None:
@@ -162,51 +164,55 @@ class MaintenanceService(Service):
     async def query(self, fn: Callable[Concatenate[Connection, str, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a query function in a transaction of its own, each of its statements within the service's time limit.
 
-        Raises DatabaseError with 57014 after it, OperationTimeoutError where not even that comes back, and whatever
-        else the database says. Counts for the batch size either way, but not the time spent waiting for a connection.
+        Raises DatabaseError with 57014 after it, OperationTimeoutError where not even that comes back,
+        PoolExhaustedError where it never got a connection, and whatever else the database says.
         """
         began = False
 
         def limited(conn: Connection, schema: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
             nonlocal began
             began = True
-            statement_timeout_set(conn, schema, self.timing.timeout)
+            transaction_limit_set(conn, schema, self.timing.timeout)
             return fn(conn, schema, *args, **kwargs)
 
         patience = self.timing.timeout.total_seconds() + ANSWER_LIMIT
         try:
-            result = await within(patience, f"{self.name}'s statement", self._db.run(limited, *args, **kwargs))
-        except DatabaseError as error:
-            if error.sqlstate == QUERY_CANCELED or (isinstance(error, OperationTimeoutError) and began):
-                self._note_timeout()
-            raise
-        self.batch_size.succeeded()
-        return result
+            return await within(patience, f"{self.name}'s statement", self._db.run(limited, *args, **kwargs))
+        except OperationTimeoutError as error:
+            if began:
+                raise
+            raise PoolExhaustedError(f"no connection became free for {self.name} in {patience:.3g} s") from error
 
-    async def batches(self, run_batch: Callable[[int], Awaitable[int]]) -> int:
+    async def batches(self, run_batch: Callable[[int], Awaitable[int]], size: BatchSize | None = None) -> int:
         """Call `run_batch(limit)` until it handles fewer rows than its limit; returns how many it handled in all.
 
-        Between full batches it pauses at random, so that a long catch-up leaves room for jobs.
+        `size`, the service's own unless given, learns from these batches alone: another statement that succeeds in
+        between says nothing about them. Between full batches it pauses at random, so that a long catch-up leaves room
+        for jobs.
         """
-        total = 0
+        size, total = size or self.batch_size, 0
         while True:
-            limit = self.batch_size.current
-            handled = await run_batch(limit)
+            limit = size.current
+            try:
+                handled = await run_batch(limit)
+            except DatabaseError as error:
+                if error.sqlstate == QUERY_CANCELED or isinstance(error, OperationTimeoutError):
+                    self._note_timeout(size)
+                raise
+            size.succeeded()
             total += handled
             if handled < limit:
                 return total
-            if self.batch_size.filled():
-                self.ctx.log.info(
-                    "%s: Takes larger batches again, %d rows at a time", self.name, self.batch_size.current
-                )
+            if size.filled():
+                self.ctx.log.info("%s: Takes larger batches again, %d rows at a time", self.name, size.current)
             await self.pause_between_batches()
 
     async def pause_between_batches(self) -> None:
         """50 ms to 1 s."""
         await self.ctx.clock.sleep(self.ctx.rng.uniform(*PAUSE_BETWEEN_BATCHES))
 
-    def _note_timeout(self) -> None:
-        if self.batch_size.timed_out():
+    def _note_timeout(self, size: BatchSize) -> None:
+        if size.timed_out():
             self.ctx.log.warning(
-                "%s: Statements keep timing out, from now on %d rows at a time", self.name, self.batch_size.current
+                "%s: Statements keep timing out, from now on %d rows at a time", self.name, size.current
             )

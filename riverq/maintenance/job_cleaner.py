@@ -2,7 +2,8 @@
 
 Retention counts from `finalized_at` by the database's clock. Rows that somebody holds locked are passed over and found
 by a later tick. What fails for one state (a statement that takes too long among a hundred million rows) does not keep
-the others from their turn. A statement that does not end in time, or a connection that dies in it, deletes nothing.
+the others from their turn, and each state has its own size of batches. A statement that does not end in time, or a
+connection that dies in it, deletes nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from datetime import timedelta
 from riverq.database import Database
 from riverq.errors import DatabaseError
 from riverq.job import JobState
-from riverq.maintenance.base import MaintenanceService, MaintenanceTiming
+from riverq.maintenance.base import BatchSize, MaintenanceService, MaintenanceTiming
 from riverq.query.job_clean import job_delete_finished
 from riverq.service import ServiceContext, TestSignal
 
@@ -46,6 +47,7 @@ class JobCleaner(MaintenanceService):
     ) -> None:
         super().__init__(ctx, db, timing or MaintenanceTiming(interval=CLEANER_INTERVAL))
         self.deleted: TestSignal[tuple[JobState, int]] = TestSignal()
+        self.batch_sizes = {state: BatchSize(ctx, self.timing) for state, _ in retention}
         self._retention = retention
 
     async def run_once(self) -> None:
@@ -69,7 +71,7 @@ class JobCleaner(MaintenanceService):
             return number
 
         try:
-            await self.batches(delete)
+            await self.batches(delete, self.batch_sizes[state])
         finally:  # what earlier batches deleted is gone, whatever became of the last
             if total:
                 self.ctx.log.info("%s: Deleted %s jobs past their retention (num_jobs=%d)", self.name, state, total)

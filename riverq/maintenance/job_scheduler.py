@@ -2,8 +2,10 @@
 
 Every tick looks one interval ahead, so that a job becomes `available` *before* it is due and no tick has to fall on
 its moment; the claim still waits for `scheduled_at`. Jobs due now are notified at once. For the others the leader
-keeps a timer in memory and notifies when they fall due: without it they would wait for the next poll. The timers die
-with the leadership; then polling finds those jobs, as it finds everything.
+keeps a timer in memory and notifies when they fall due: without it they would wait for the next poll. How long that is,
+the database says, since a notification that comes too early is in vain. The timers die with the leadership; then
+polling finds those jobs, as it finds everything. A notification that fails, or is not answered, is left to polling too,
+and holds up neither ticks nor other timers for longer than `NOTIFY_LIMIT`.
 
 Two passes (`riverq.query.job_upkeep` says why): rows that cannot conflict in one statement, then the rows that enter
 the unique index, in small batches. The second pass never holds up the first: a key that somebody's open transaction
@@ -14,18 +16,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from datetime import timedelta
+from typing import Any
 
 from riverq.database import Database
-from riverq.errors import DatabaseError, RiverqError
+from riverq.errors import DatabaseError
 from riverq.maintenance.base import MaintenanceService, MaintenanceTiming
 from riverq.query.job_upkeep import UNIQUE_BATCH, Scheduled, job_schedule_plain, job_schedule_unique
-from riverq.service import ServiceContext, TestSignal, Wakeup
+from riverq.service import ServiceContext, TestSignal, Wakeup, within
 
-NotifyQueues = Callable[[Collection[str]], Awaitable[None]]
+NotifyQueues = Callable[[Collection[str]], Coroutine[Any, Any, None]]
 
 SCHEDULER_INTERVAL = timedelta(seconds=5)
+NOTIFY_LIMIT = 5.0
+"""Seconds that a notification may take, the wait for a connection included."""
 NOTIFY_GAP = 0.11
 """Seconds between two timed notifications of one queue: just over the insert limiter's cooldown, which would swallow
 the second of two that are closer, and with it the jobs that fell due in between."""
@@ -133,11 +138,11 @@ class JobScheduler(MaintenanceService):
         """Notify for what is due, set timers for the rest."""
         if not moved:
             return
-        monotonic, now = self.ctx.clock.monotonic(), self.ctx.clock.now()
+        now = self.ctx.clock.monotonic()
         due_now = {each.queue for each in moved if each.due_now}
         for each in moved:
             if not each.due_now:
-                self._timers.add(each.queue, monotonic + seconds_until(each, now, self.timing.interval))
+                self._timers.add(each.queue, now + each.due_in_us / 1e6)
         self._timers_changed.set()
         await self._notify(due_now)
         self.scheduled.signal(moved)
@@ -161,12 +166,6 @@ class JobScheduler(MaintenanceService):
         for name in names:
             self._timers.notified(name, self.ctx.clock.monotonic())
         try:
-            await self._notify_queues(names)
-        except RiverqError as error:
+            await within(NOTIFY_LIMIT, f"{self.name}'s notification", self._notify_queues(names))
+        except Exception as error:  # noqa: BLE001  # the timers must outlive it
             self.ctx.log.warning("%s: Could not notify, producers will poll: %s", self.name, error)
-
-
-def seconds_until(job: Scheduled, now: datetime, look_ahead: timedelta) -> float:
-    """How long until the job is due by this machine's clock, at most the look-ahead whatever the clock says."""
-    left = job.scheduled_at_us / 1e6 - now.timestamp()
-    return min(max(left, 0.0), look_ahead.total_seconds())

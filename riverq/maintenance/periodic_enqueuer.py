@@ -18,7 +18,8 @@ fell due while nobody led, except those of durable jobs.
 A durable job's row against its schedule, when leadership is gained: a stored run that has passed was missed, unless
 jobs of that id show that somebody led in another language; they are caught up from the latest such job on. Of a stored
 run that is to come and the schedule's own next, the earlier one holds: a schedule that was changed takes effect at
-once, and one run of the old one may be left.
+once, and one run of the old one may be left. Unless a job shows that the earlier one was inserted, by a leader whose
+clock was ahead of this one's (`SKEW` at most).
 
 Clocks: due is what this machine's wall clock says, in UTC, looked at least every `LONGEST_SLEEP`; waits between tries
 are on the monotonic clock. If the wall clock is set forward, runs are made up for; if it is set back, nothing is
@@ -42,8 +43,8 @@ from riverq.periodic import PeriodicHandle, PeriodicJobs, next_run
 from riverq.query.periodic_job import (
     StoredRun,
     limit_transaction,
-    periodic_job_create,
     periodic_job_done,
+    periodic_job_ensure,
     periodic_job_keep,
     periodic_job_read,
 )
@@ -172,11 +173,25 @@ class PeriodicEnqueuer(Service):
             if self._plan(plan, stored.get(name), now) and name not in stored and plan.target is not None:
                 missing[name] = plan.target
                 plan.forget()
+        early = {name: plan.target for name, plan in plans.items() if plan.is_before_row and plan.target is not None}
+        if early:
+            await self._plan_later(plans, stored, early, now)
         if missing:
             without = [plans[name] for name in missing]
-            made = await self._query_for(without, "make the row of", _create_and_read, missing) or {}
+            made = await self._query_for(without, "make the row of", periodic_job_ensure, missing) or {}
             for name in made:
                 self._plan(plans[name], made[name], now)
+
+    async def _plan_later(
+        self, plans: Mapping[str, Plan], stored: Mapping[str, StoredRun], early: Mapping[str, datetime], now: datetime
+    ) -> None:
+        """Those of `early`, runs before the stored ones, that a job shows to be inserted are not inserted again."""
+        for name in early:
+            plans[name].forget()
+        done = await self._query_for([plans[name] for name in early], "look for a run of", periodic_job_done, early)
+        if done is not None:
+            for name in early:
+                self._plan(plans[name], stored[name]._replace(done_until=done.get(name)), now)
 
     def _plan(self, plan: Plan, stored: StoredRun | None, now: datetime) -> bool:
         """Where it begins. False where its schedule failed to say."""
@@ -378,11 +393,6 @@ class PeriodicEnqueuer(Service):
             return fn(conn, schema, *args, **kwargs)
 
         return await within(LIMIT.total_seconds(), f"{self.name}'s statement", self._db.run(limited))
-
-
-def _create_and_read(conn: Connection, schema: str, runs: Mapping[str, datetime]) -> dict[str, StoredRun]:
-    periodic_job_create(conn, schema, runs)
-    return periodic_job_read(conn, schema, runs)
 
 
 async def _result(future: Future[Made]) -> Made:

@@ -73,6 +73,11 @@ class Plan:
         self.is_planned = False
 
     @property
+    def is_before_row(self) -> bool:
+        """Whether it is planned for a run before the one that its row holds."""
+        return self.target is not None and self.stored is not None and self.target < self.stored
+
+    @property
     def is_shown_by_job(self) -> bool:
         """Whether a job in the table can show that the doubtful run is committed, and nothing better can."""
         return self.doubt is not None and self.job.id is not None and (self.doubt.is_start or not self.is_durable)
@@ -114,10 +119,10 @@ class Plan:
 
 def first_target(job: PeriodicJob, stored: StoredRun | None, now: datetime) -> datetime | None:
     """The run with which a leader begins. `stored`: what a durable job's row says, None without a row."""
-    following = next_run(job, now)
     if stored is None or isinstance(job.schedule, Never):
-        return following
+        return next_run(job, now)
     if stored.next_run_at > now:
+        following = next_run(job, now if stored.done_until is None else max(now, stored.done_until))
         return None if following is None else min(stored.next_run_at, following)
     if stored.done_until is None:
         return stored.next_run_at

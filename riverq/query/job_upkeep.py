@@ -26,6 +26,7 @@ from riverq.job import JobState
 from riverq.query.array import integer_array
 from riverq.query.rows import as_hex
 from riverq.query.statement import (
+    TIMESTAMP,
     Statement,
     catalog,
     input_rows,
@@ -36,6 +37,7 @@ from riverq.query.statement import (
     sqlstate,
     stamp,
     text_param,
+    time_param,
     us_of,
 )
 from riverq.query.tables import Tables, statement
@@ -49,12 +51,16 @@ _LOCK_NOT_AVAILABLE, _DEADLOCK, _UNIQUE_VIOLATION = "55P03", "40P01", "23505"
 
 
 class Scheduled(NamedTuple):
-    """A job that became available. `due_now`: its time has come; else it comes within the look-ahead."""
+    """A job that became available, and in how many microseconds it is due by the database's clock."""
 
     job_id: int
     queue: str
-    scheduled_at_us: int
-    due_now: bool
+    due_in_us: int
+
+    @property
+    def due_now(self) -> bool:
+        """Whether its time has come; else it comes within the look-ahead."""
+        return self.due_in_us <= 0
 
 
 class UniqueScheduled(NamedTuple):
@@ -199,13 +205,18 @@ def _enters_index(t: Tables) -> sa.ColumnElement[bool]:
     return sa.case((sa.and_(unique, outside, inside), sa.true()), else_=sa.false())
 
 
+def _moment() -> sa.ColumnElement[Any]:
+    """The very moment, where none is given: a large batch takes a while."""
+    return sa.func.coalesce(time_param("now"), catalog.clock_timestamp(), type_=TIMESTAMP)
+
+
 def _made_available(t: Tables, locked: sa.CTE) -> sa.Executable:
     job = t.job.c
     return (
         sa.update(t.job)
         .values(state=t.state(JobState.AVAILABLE))
         .where(job.id == locked.c.id)
-        .returning(job.id, job.queue, us_of(job.scheduled_at), job.scheduled_at <= now_param())
+        .returning(job.id, job.queue, us_of(job.scheduled_at) - us_of(_moment()))
     )
 
 

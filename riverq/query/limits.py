@@ -4,7 +4,7 @@ A thread that waits for a statement cannot be cancelled, and a statement that th
 works, holds its locks and its connection. There are two ways, neither of which leaves anything in the session, where a
 pooler in transaction mode would hand it to somebody else:
 
-- `statement_timeout_set`, for statements in a transaction.
+- `statement_timeout_set` and `transaction_limit_set`, for statements in a transaction.
 - `statement_cancel`, for one that must not run in a transaction and therefore cannot have a limit of its own. It starts
   with a mark (`marked`) that nobody else's has, and is found by it in `pg_stat_activity`. The role sees its own
   statements there, whether a pooler is in between or not.
@@ -29,8 +29,19 @@ def statement_timeout_set(conn: sa.Connection, schema: str, timeout: timedelta) 
 
     It replaces the role's or the database's own limit, be it shorter or longer. At least 1 ms, as 0 would be none.
     """
-    milliseconds = min(max(timeout // _MILLISECOND, 1), _LONGEST)
-    _SET_TIMEOUT.execute(conn, schema, timeout=str(milliseconds))
+    _SET_TIMEOUT.execute(conn, schema, timeout=_setting(timeout))
+
+
+def transaction_limit_set(conn: sa.Connection, schema: str, limit: timedelta) -> None:
+    """The same, and the server also ends the session if the client is silent for `limit` in this transaction.
+
+    Otherwise a client that is stopped, or whose packets go nowhere, would hold its locks for hours.
+    """
+    _SET_LIMIT.execute(conn, schema, timeout=_setting(limit))
+
+
+def _setting(timeout: timedelta) -> str:
+    return str(min(max(timeout // _MILLISECOND, 1), _LONGEST))
 
 
 def marked(mark: str, text: str) -> str:
@@ -56,6 +67,15 @@ _ACTIVITY = sa.table("pg_stat_activity", sa.column("pid"), sa.column("query"), s
 
 _SET_TIMEOUT = Statement(
     lambda _: sa.select(catalog.set_config(_constant("statement_timeout"), text_param("timeout"), sa.true()))
+)
+
+_SET_LIMIT = Statement(
+    lambda _: sa.select(
+        *(
+            catalog.set_config(_constant(name), text_param("timeout"), sa.true()).label(name)
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout")
+        )
+    )
 )
 
 _CANCEL = Statement(

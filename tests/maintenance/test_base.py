@@ -5,6 +5,7 @@ import random
 import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 
 import psycopg
 import pytest
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 
 from riverq.database import Database
 from riverq.driver import load_driver
-from riverq.errors import ConfigError, DatabaseError
+from riverq.errors import ConfigError, DatabaseError, PoolExhaustedError, UnavailableError
 from riverq.maintenance import base
 from riverq.maintenance.base import (
     FULL_BATCHES_BEFORE_GROWTH,
@@ -21,7 +22,7 @@ from riverq.maintenance.base import (
     MaintenanceService,
     MaintenanceTiming,
 )
-from riverq.service import OperationTimeoutError, ServiceContext
+from riverq.service import ServiceContext
 from riverq.testing.fake_clock import FakeClock
 from tests.fix_database import EngineMaker
 from tests.service.stress import stress_start_stop
@@ -131,8 +132,12 @@ async def test_batches_shrink_and_recover(
         limits.append(limit)
         return limit if len(limits) < 30 else 0
 
+    async def run_out(limit: int) -> int:
+        raise DatabaseError("canceling statement due to statement timeout", "57014")
+
     for _ in range(3):
-        service._note_timeout()
+        with pytest.raises(DatabaseError):
+            await service.batches(run_out)
     running = asyncio.create_task(service.batches(run_batch))
     while not running.done():
         await clock.advance(0.05)
@@ -166,15 +171,40 @@ class TestQuery:
             other.execute(f"LOCK TABLE {schema}.river_job IN ACCESS EXCLUSIVE MODE")
             for number in range(1, 4):
                 with pytest.raises(DatabaseError) as caught:
-                    await service.query(statement, "SELECT count(*) FROM {schema}.river_job")
+                    await service.batches(lambda _: service.query(count_jobs))
                 assert caught.value.sqlstate == "57014"
                 assert service.batch_size.is_reduced is (number == 3)
-                assert await service._db.run(statement, "SELECT 7") == 7
-        assert await service.query(statement, "SELECT count(*) FROM {schema}.river_job") == 0
+                assert await service.query(statement, "SELECT 7") == 7  # no batch, so it does not count
+        assert await service.query(count_jobs) == 0
 
-    async def test_limit_ends_with_the_transaction(self, service: Ticking) -> None:
-        assert await service.query(statement, "SELECT current_setting('statement_timeout')") == "200ms"
-        assert await service._db.run(statement, "SELECT current_setting('statement_timeout')") == "0"
+    @pytest.mark.parametrize("setting", ["statement_timeout", "idle_in_transaction_session_timeout"])
+    async def test_limit_ends_with_the_transaction(self, service: Ticking, setting: str) -> None:
+        assert await service.query(statement, f"SELECT current_setting('{setting}')") == "200ms"
+        assert await service._db.run(statement, f"SELECT current_setting('{setting}')") == "0"
+
+    async def test_transaction_whose_client_falls_silent_is_ended_by_the_server(
+        self, service: Ticking, database_url: str, schema: str
+    ) -> None:
+        """Its locks go, long before the client is heard of again; then it starts anew."""
+        began, leave = threading.Event(), threading.Event()
+
+        def fall_silent(conn: sa.Connection, schema: str) -> object:
+            conn.exec_driver_sql(f"LOCK TABLE {schema}.river_job IN ACCESS EXCLUSIVE MODE")
+            began.set()
+            leave.wait(30)
+            return conn.exec_driver_sql("SELECT 1").scalar_one()
+
+        def use_the_table() -> None:
+            began.wait(30)
+            with psycopg.connect(database_url) as other:
+                other.execute(f"SELECT count(*) FROM {schema}.river_job")
+            leave.set()
+
+        using = asyncio.get_running_loop().run_in_executor(None, use_the_table)
+        with pytest.raises(DatabaseError):
+            await service.query(fall_silent)
+        await using
+        assert await service.query(count_jobs) == 0
 
     async def test_waiting_for_a_connection_is_not_the_batches_fault(
         self, service: Ticking, monkeypatch: pytest.MonkeyPatch
@@ -190,8 +220,8 @@ class TestQuery:
         occupying = asyncio.create_task(service._db.run(occupy))
         await asyncio.to_thread(entered.wait)
         for _ in range(3):
-            with pytest.raises(OperationTimeoutError):
-                await service.query(statement, "SELECT 1")
+            with pytest.raises(PoolExhaustedError, match="no connection became free for Ticking"):
+                await service.batches(lambda _: service.query(count_jobs))
         assert not service.batch_size.is_reduced
         leave.set()
         await occupying
@@ -206,12 +236,22 @@ class TestQuery:
             while not leave.is_set():
                 conn.exec_driver_sql("SELECT pg_sleep(0.01)")
 
+        async def hear_nothing(leave: threading.Event, _limit: int) -> int:
+            await service.query(endless, leave)
+            return 0
+
         while not service.batch_size._timeouts:  # on a slow machine the limit may come before the first statement
             leave = threading.Event()
-            with pytest.raises(OperationTimeoutError):
-                await service.query(endless, leave)
+            with pytest.raises(UnavailableError):
+                await service.batches(partial(hear_nothing, leave))
             leave.set()
         assert await service._db.run(statement, "SELECT 7") == 7
+
+
+def count_jobs(conn: sa.Connection, schema: str) -> int:
+    """A query function."""
+    number: int = conn.exec_driver_sql(f"SELECT count(*) FROM {schema}.river_job").scalar_one()
+    return number
 
 
 def statement(conn: sa.Connection, schema: str, text: str) -> object:

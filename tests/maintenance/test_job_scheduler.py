@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Collection, Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,10 +13,12 @@ from riverq.database import Database
 from riverq.driver import load_driver
 from riverq.elector import Elector, ElectorTiming
 from riverq.errors import DatabaseError, PoolExhaustedError
+from riverq.insert import NotifyLimiter, notify_queues
+from riverq.job import JobState
 from riverq.maintenance.base import MaintenanceTiming
-from riverq.maintenance.job_scheduler import JobScheduler, seconds_until
+from riverq.maintenance.job_scheduler import JobScheduler
 from riverq.maintenance.maintainer import Maintainer
-from riverq.query.job_upkeep import Scheduled
+from riverq.query.job_clean import job_delete_finished
 from riverq.service import ServiceContext, TestSignal
 from riverq.testing.fake_clock import FakeClock
 from tests.fix_database import EngineMaker
@@ -35,6 +39,7 @@ class Setup:
         self.ctx = ServiceContext(client_id="test", clock=self.clock, rng=random.Random(0))
         self.notified: TestSignal[list[str]] = TestSignal[list[str]]().watch()
         self.notify_error: Exception | None = None
+        self.notify_hangs = False
         self.databases: list[Database] = []
         self.schedulers: list[JobScheduler] = []
 
@@ -46,6 +51,8 @@ class Setup:
     def scheduler(self, adapter: str = "psycopg_async", timing: MaintenanceTiming = AT_ONCE) -> JobScheduler:
         async def notify(queues: Collection[str]) -> None:
             self.notified.signal(list(queues))
+            if self.notify_hangs:
+                await asyncio.Event().wait()
             if self.notify_error is not None:
                 raise self.notify_error
 
@@ -133,12 +140,53 @@ async def test_timers_end_with_the_service(setup: Setup) -> None:
     assert setup.notified.waiting == 0
 
 
-def test_wait_is_bounded_whatever_this_machines_clock_says() -> None:
-    job = Scheduled(1, "mail", 1_000_000_000_000_000, due_now=False)
-    at, look_ahead = datetime.fromtimestamp(1_000_000_000, UTC), timedelta(seconds=5)
-    assert seconds_until(job, at - timedelta(seconds=2), look_ahead) == 2
-    assert seconds_until(job, at - timedelta(days=1), look_ahead) == 5
-    assert seconds_until(job, at + timedelta(days=1), look_ahead) == 0
+@pytest.mark.parametrize("name", ["psycopg_async", "pg8000"])
+async def test_job_that_falls_due_is_notified_while_the_leaders_lane_is_busy(setup: Setup, name: str) -> None:
+    """The lane's one slot is in a statement that waits; the other slot of the database is for everybody."""
+    setup.due(3, queue="mail")
+    general = setup.database(name)
+    upkeep = general.share(1)
+    limiter = NotifyLimiter(setup.clock, timedelta(milliseconds=100))
+
+    async def notify(queues: Collection[str]) -> None:
+        await general.run(notify_queues, queues, limiter.take)
+
+    scheduler = JobScheduler(setup.ctx, upkeep, notify, AT_ONCE)
+    setup.schedulers.append(scheduler)
+    scheduler.ticked.watch()
+    scheduler.notified_on_time.watch()
+    setup.table.conn.execute(f'LISTEN "{setup.schema}.river_insert"')
+    await scheduler.start()
+    await scheduler.ticked.wait()
+    with setup.table.conn.transaction():
+        setup.table.sql("LOCK TABLE {job} IN ACCESS EXCLUSIVE MODE")
+        cleaning = asyncio.create_task(
+            upkeep.run(job_delete_finished, state=JobState.COMPLETED, retention=timedelta(0), limit=1)
+        )
+        while not setup.table.sql("SELECT pid FROM pg_locks WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"):
+            assert not cleaning.done(), cleaning
+            await asyncio.sleep(0)  # nothing signals a wait for a lock
+        await setup.clock.until_sleeping(2)
+        await setup.clock.advance(3.1)
+        assert await scheduler.notified_on_time.wait() == ["mail"]
+    await cleaning
+    [note] = setup.table.conn.notifies(timeout=5, stop_after=1)
+    assert json.loads(note.payload) == {"queue": "mail"}
+
+
+@pytest.mark.parametrize("skew", [timedelta(hours=-1), timedelta(hours=1)])
+async def test_timers_follow_the_databases_clock_and_not_this_machines(setup: Setup, skew: timedelta) -> None:
+    setup.clock = FakeClock(datetime.now(UTC) + skew)
+    setup.ctx = ServiceContext(client_id="test", clock=setup.clock, rng=random.Random(0))
+    setup.due(3, queue="mail")
+    scheduler = setup.scheduler()
+    await scheduler.start()
+    await scheduler.ticked.wait()
+    await setup.clock.until_sleeping(2)
+    await setup.clock.advance(2)
+    assert setup.notified.waiting == 0
+    await setup.clock.advance(1.1)
+    assert await setup.notified.wait() == ["mail"]
 
 
 async def test_locked_row_stalls_nobody_else(setup: Setup) -> None:
@@ -253,6 +301,41 @@ async def test_notification_that_fails_leaves_the_jobs_available(
     await scheduler.ticked.wait()
     assert setup.states() == {job: "available"}
     assert "producers will poll" in caplog.text
+
+
+async def test_notification_without_an_answer_stalls_neither_ticks_nor_timers(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a connection whose packets go nowhere."""
+    monkeypatch.setattr("riverq.maintenance.job_scheduler.NOTIFY_LIMIT", 0.05)
+    setup.due(queue="now")
+    setup.due(3, queue="soon")
+    scheduler = setup.scheduler()
+    setup.notify_hangs = True
+    await scheduler.start()
+    assert await setup.notified.wait() == ["now"]
+    await scheduler.ticked.wait()
+    await setup.clock.until_sleeping(2)
+    await setup.clock.advance(3.1)
+    assert await setup.notified.wait() == ["soon"]
+    setup.notify_hangs = False
+    setup.due(queue="later")
+    await setup.next_tick(scheduler)
+    assert await setup.notified.wait() == ["later"]
+
+
+@pytest.mark.parametrize("error", [PoolExhaustedError("none became free"), RuntimeError("a bug")])
+async def test_timers_outlive_a_notification_that_fails(setup: Setup, error: Exception) -> None:
+    setup.due(2, queue="first")
+    setup.due(3.5, queue="second")
+    setup.notify_error = error
+    scheduler = setup.scheduler()
+    await scheduler.start()
+    await scheduler.ticked.wait()
+    for queue in ("first", "second"):
+        await setup.clock.until_sleeping(2)
+        await setup.clock.advance(2)
+        assert await setup.notified.wait() == [queue]
 
 
 async def test_two_leaders_for_a_moment_are_harmless(setup: Setup) -> None:

@@ -161,6 +161,7 @@ class TestLeaderWithDeadServices:
         member.elector.on_gained, member.elector.on_lost = maintainer.gained, maintainer.lost
         return service
 
+    @pytest.mark.listens
     async def test_resigns_after_three_tries_and_another_client_leads_with_living_services(
         self, fleet: Fleet, adapter: str
     ) -> None:

@@ -186,6 +186,19 @@ async def test_a_run_that_another_leader_takes_is_left_to_it(
     assert setup.stored() == {"report": 5}
 
 
+@pytest.mark.parametrize("ahead", [1, 8])
+async def test_a_leader_whose_clock_is_behind_repeats_no_run(setup: Setup, ahead: int) -> None:
+    """The one before it ran the job by a clock that was ahead; by this one's the run is still to come."""
+    setup.store("report", 120)
+    add_run(setup, 60, created_at=BEGAN + (60 - ahead) * SECOND)
+    assert await caught_up(setup, until=60.5 - ahead) == []
+    leader = setup.enqueuers[0]
+    for _ in range(8):
+        await setup.pass_time(leader, 10)
+    assert setup.seconds("k1") == [120]
+    assert setup.stored() == {"report": 180}
+
+
 async def test_a_failed_insert_leaves_the_row(setup: Setup) -> None:
     leader = await setup.started(setup.leader(job("k1", id="report", durable=True)))
     await setup.clock.until_sleeping()

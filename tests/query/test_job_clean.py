@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -198,3 +199,24 @@ def test_queue_that_is_just_being_touched_stays(call: Caller, table: Table, othe
     other.commit()
     assert clean_queues(call) == []
     assert queues(table) == ["back"]
+
+
+def test_queue_that_is_touched_while_it_is_being_deleted_is_there_again(
+    call: Caller, table: Table, other: sa.Connection
+) -> None:
+    """The touch waits for the cleaner's transaction, finds the row gone, and makes it anew."""
+    add_queue(table, "back")
+    assert queue_delete_unused(other, call.schema, retention=DAY, limit=100, now=NOW) == ["back"]
+    deleting = other.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    touched: list[str] = []
+
+    def touch() -> None:
+        touched.append(call(queue_create_or_touch, "back", now=NOW).name)
+
+    touching = threading.Thread(target=touch)
+    touching.start()
+    while not table.sql("SELECT pid FROM pg_locks WHERE %s = ANY (pg_blocking_pids(pid))", deleting):
+        pass
+    other.commit()
+    touching.join(10)
+    assert touched == queues(table) == ["back"]

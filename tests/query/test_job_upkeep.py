@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from riverq.job import JobState
 from riverq.query.job_insert import job_insert_many
 from riverq.query.job_upkeep import Scheduled, UniqueScheduled, job_schedule_plain, job_schedule_unique
-from riverq.query.statement import to_us
 from tests.query.arrange import CLAIMED_AT, DEFAULT_MASK, Caller, Table, unique
 
 AVAILABLE, CANCELLED, COMPLETED, DISCARDED, PENDING, RETRYABLE, RUNNING, SCHEDULED = (1 << n for n in range(8))
@@ -55,9 +54,10 @@ def test_due_rows_become_available_in_order_and_say_when(call: Caller, table: Ta
 
     found = sorted(plain(call))
     assert found == [
-        Scheduled(soon, "q2", to_us(NOW + LOOK_AHEAD), due_now=False),
-        Scheduled(now, "default", to_us(NOW), due_now=True),
+        Scheduled(soon, "q2", 5_000_000),
+        Scheduled(now, "default", 0),
     ]
+    assert [each.due_now for each in found] == [False, True]
     assert table.state(soon) is table.state(now) is JobState.AVAILABLE
     assert table.get(soon)["scheduled_at"] == NOW + LOOK_AHEAD
 
