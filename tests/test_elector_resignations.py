@@ -43,6 +43,7 @@ async def sitting_out(fleet: Fleet, clock: FakeClock) -> Member:
 
 
 class TestRequests:
+    @pytest.mark.listens
     async def test_request_sent_in_a_transaction_is_heard_after_its_commit(self, fleet: Fleet, adapter: str) -> None:
         member = fleet.member(adapter, "one", listens=True)
         await member.start()
@@ -54,6 +55,7 @@ class TestRequests:
             assert member.elector.resigned.waiting == 0
         assert await member.elector.resigned.wait() == term
 
+    @pytest.mark.listens
     async def test_request_in_a_transaction_that_is_rolled_back_is_not_heard(self, fleet: Fleet) -> None:
         member = fleet.member("psycopg_async", "one", listens=True)
         await member.start()

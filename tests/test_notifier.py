@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq.driver import Listener, load_driver
 from riverq.errors import ConfigError
 from riverq.notification import Topic, channel
 from riverq.notifier import Notifier, NotifierTiming
 from riverq.service import ServiceContext
+from tests.client.faces import settle
 from tests.fix_database import SESSION_APPLICATION, EngineMaker
 from tests.listening import Heard, watch
 from tests.service.stress import stress_start_stop
@@ -77,6 +80,7 @@ class TestReal:
         assert not notifier.is_connected
         assert not notifier.is_delivering
 
+    @pytest.mark.listens
     async def test_fans_out_what_is_subscribed_to(self, notifier: Notifier, sender: Sender, schema: str) -> None:
         first, second, other = Heard(), Heard(), Heard()
         first.subscribe(notifier, Topic.INSERT)
@@ -95,6 +99,7 @@ class TestReal:
         assert notifier.is_connected
         assert notifier.is_delivering
 
+    @pytest.mark.listens
     async def test_subscriptions_come_and_go_while_it_runs(
         self, notifier: Notifier, sender: Sender, schema: str
     ) -> None:
@@ -119,6 +124,7 @@ class TestReal:
         assert await third.payloads.wait() == "two"
         assert first.payloads.waiting == second.payloads.waiting == 0
 
+    @pytest.mark.listens
     async def test_killed_connections_are_replaced_and_told_as_a_gap(
         self, notifier: Notifier, sender: Sender, schema: str
     ) -> None:
@@ -136,6 +142,31 @@ class TestReal:
             assert await heard.payloads.wait() == f"after {number}"
         assert notifier.connections_made == 4
         assert len(await sender.listener_pids()) == 1
+
+
+@pytest.mark.listens
+@pytest.mark.listens
+async def test_pool_that_is_disposed_of_or_recycled_does_not_end_it(
+    ctx: ServiceContext, make_engine: EngineMaker, adapter: str, sender: Sender, schema: str
+) -> None:
+    """Its connection is none of the pool's any more, however old the pool lets its own become."""
+    engine: Any = make_engine(adapter, pool_recycle=0, pool_size=1, max_overflow=0)
+    driver = load_driver(engine)
+    notifier = watch(Notifier(ctx, make_listener=lambda: driver.listener(engine), schema=schema, notify=sender.notify))
+    heard = Heard()
+    heard.subscribe(notifier, Topic.INSERT)
+    await start(notifier)
+    await heard.gaps.wait()
+    for _ in range(2):  # each time the pool finds its connection too old
+        conn: Any = engine.connect()
+        if isinstance(engine, AsyncEngine):
+            await conn.start()
+        await settle(conn.close())
+    await settle(engine.dispose())
+    await sender.notify(channel(schema, Topic.INSERT), "heard")
+    assert await heard.payloads.wait() == "heard"
+    assert notifier.connections_made == 1
+    await notifier.stop()
 
 
 async def test_outage_and_recovery_are_each_told_once(

@@ -119,6 +119,7 @@ async def test_probe_in_a_flood_still_proves(stage: Stage) -> None:
     assert heard.payloads.waiting == len(CANCELS)
 
 
+@pytest.mark.listens
 async def test_flood_on_a_real_connection(
     ctx: ServiceContext, make_engine: EngineMaker, adapter: str, database_url: str, schema: str
 ) -> None:

@@ -110,14 +110,37 @@ class TestDelivery:
         stage.drop = 1
         await stage.notifier.start()
         probe_channel = await stage.probed.wait()
+        stage.last.calls.clear()  # before the probe there may have been one
         for topic in (Topic.INSERT, Topic.CONTROL, Topic.LEADERSHIP):  # each wakes it, with a ping long due
             await asyncio.sleep(0.002)
             heard = Heard()
             heard.subscribe(stage.notifier, topic)
             await heard.gaps.wait()
         assert "ping" not in stage.last.calls
-        stage.last.inbox.put_nowait(Notification(probe_channel, "late"))
+        stage.last.inbox.put_nowait(Notification(probe_channel, "1"))  # late
         await stage.last.pinged.wait()
+        await stage.notifier.stop()
+
+    async def test_answer_during_whose_wait_something_else_was_sent_proves_nothing(self, ctx: ServiceContext) -> None:
+        """Behind a pooler it may have come through while a LISTEN had the connection linked to a server."""
+        stage = Stage(ctx, NotifierTiming(answer_timeout=timedelta(minutes=1), probe_interval=timedelta(minutes=2)))
+        stage.drop = 1
+        await stage.notifier.start()
+        probe_channel = await stage.probed.wait()
+        heard = Heard()
+        heard.subscribe(stage.notifier, Topic.INSERT)
+        await heard.gaps.wait()
+        stage.drop = 1
+        stage.last.inbox.put_nowait(Notification(probe_channel, "1"))
+        await stage.probed.wait()  # at once
+        assert stage.notifier.delivering_changed.waiting == 0
+        stage.last.inbox.put_nowait(Notification(probe_channel, "1"))  # nor does it now
+        stage.last.inbox.put_nowait(Notification(INSERT, "x"))
+        await heard.payloads.wait()
+        assert not stage.notifier.is_delivering
+        stage.last.inbox.put_nowait(Notification(probe_channel, "2"))
+        assert await stage.notifier.delivering_changed.wait() is True
+        assert stage.notifier.probe_missed.waiting == 0
         await stage.notifier.stop()
 
     async def test_every_notifier_probes_a_channel_of_its_own(self, ctx: ServiceContext) -> None:
@@ -143,6 +166,35 @@ class TestDelivery:
         assert proven.waiting == 0
         stage.last.inbox.put_nowait(UnavailableError("cut"))
         assert await proven.wait() is not first
+
+    async def test_on_gone_is_told_of_a_proven_connection_that_broke_and_not_of_a_stop(
+        self, stage: Stage, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        gone: TestSignal[Listener] = TestSignal[Listener]().watch()
+
+        def on_gone(listener: Listener) -> None:
+            gone.signal(listener)
+            raise ValueError("would not hear it")
+
+        stage.notifier.on_gone = on_gone
+        await stage.notifier.start()
+        for error in (UnavailableError("cut"), ZeroDivisionError("a bug in an adapter")):
+            assert await stage.notifier.delivering_changed.wait() is True
+            broken = stage.last
+            broken.inbox.put_nowait(error)
+            assert await gone.wait() is broken
+            assert await stage.notifier.delivering_changed.wait() is False
+        assert "would not hear it" in caplog.text
+        assert await stage.notifier.delivering_changed.wait() is True
+        stage.drop = 1_000
+        stage.prepare = lambda listener: listener.inbox.put_nowait(UnavailableError("closed at once"))
+        stage.last.inbox.put_nowait(UnavailableError("cut"))
+        await gone.wait()
+        while len(stage.listeners) < 5:
+            await stage.notifier.connected.wait()
+        stage.prepare = lambda listener: None
+        await stage.notifier.stop()
+        assert gone.waiting == 0
 
 
 class TestDeath:

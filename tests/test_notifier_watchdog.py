@@ -31,7 +31,7 @@ TIMING = NotifierTiming(
 
 @dataclass
 class Line:
-    """A notifier that listens through a proxy, and the direct connection that sends."""
+    """A notifier that listens through a proxy, and the connection past it that sends."""
 
     notifier: Notifier
     proxy: SilentProxy
@@ -44,21 +44,19 @@ class Line:
 
 @pytest.fixture
 async def line(
-    ctx: ServiceContext, make_engine: EngineMaker, adapter: str, database_url: str, schema: str
+    ctx: ServiceContext, make_engine: EngineMaker, adapter: str, pooled_url: str, schema: str
 ) -> AsyncIterator[Line]:
-    async with _line(ctx, make_engine, adapter, database_url, schema) as line:
+    async with _line(ctx, make_engine, adapter, pooled_url, schema) as line:
         yield line
 
 
 @asynccontextmanager
 async def _line(
-    ctx: ServiceContext, make_engine: EngineMaker, adapter: str, database_url: str, schema: str
+    ctx: ServiceContext, make_engine: EngineMaker, adapter: str, given_url: str, schema: str
 ) -> AsyncIterator[Line]:
-    url = sa.make_url(database_url)
+    url = sa.make_url(given_url)
     async with (
-        await psycopg.AsyncConnection.connect(
-            database_url, autocommit=True, application_name=SESSION_APPLICATION
-        ) as conn,
+        await psycopg.AsyncConnection.connect(given_url, autocommit=True, application_name=SESSION_APPLICATION) as conn,
         SilentProxy(url.host or "127.0.0.1", url.port or 5432) as proxy,
     ):
         through = url.set(host="127.0.0.1", port=proxy.port, query={}).render_as_string(hide_password=False)
@@ -75,6 +73,7 @@ async def _line(
         await notifier.stop()
 
 
+@pytest.mark.listens
 async def test_silent_connection_is_replaced_and_every_subscriber_reads_anew(line: Line) -> None:
     heard = {topic: Heard() for topic in Topic}
     for topic, subscriber in heard.items():
@@ -101,6 +100,7 @@ async def test_silent_connection_is_replaced_and_every_subscriber_reads_anew(lin
         assert await subscriber.payloads.wait() == "heard"
 
 
+@pytest.mark.listens
 async def test_connecting_into_silence_is_given_up_and_tried_again(
     line: Line, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -200,9 +200,11 @@ class AsyncClient(AsyncControlVerbs):
             await self._end(runtime, how)
 
     async def _end(self, runtime: Runtime, how: Callable[[Runtime], Awaitable[None]]) -> None:
-        await how(runtime)
-        if self._runtime is runtime:
-            self._runtime = None
+        try:
+            await how(runtime)
+        finally:
+            if self._runtime is runtime and runtime.is_stopped:  # also where one of its services failed to stop
+                self._runtime = None
 
     def _check_use(self) -> None:
         self._core.check_process()

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from riverq.client.async_client import AsyncClient
 from riverq.client.client import Client
 from riverq.client.lifecycle import Runtime
-from riverq.client.queues import Change
+from riverq.client.queues import Change, refuse_in_own_loop
 from riverq.errors import UsageError
 from riverq.hook import chain_insert_async
 from riverq.insert_opts import InsertParams
@@ -33,11 +33,11 @@ Handed = tuple[Sequence[InsertParams], "asyncio.Future[list[InsertResult]]"]
 
 
 class SyncJobFace(Client):
-    """A sync client as its `def` workers see it."""
+    """A sync client as its `def` workers see it. `loop` is the one that runs the jobs."""
 
-    def __init__(self, owner: Client | AsyncClient) -> None:
+    def __init__(self, owner: Client | AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
         self._init(owner._core, owner._engines)
-        self._host = owner
+        self._loop = loop
 
     def start(self) -> None:
         """Raises UsageError."""
@@ -52,8 +52,31 @@ class SyncJobFace(Client):
         raise UsageError(NOT_FROM_A_JOB)
 
     def _in_runtime(self, change: Change) -> None:
-        assert isinstance(self._host, Client), "an async client's face has a loop to go to"
-        self._host._in_runtime(change)
+        """Straight to the runtime that runs this job, not through the client: that one may be starting still.
+
+        A start that fails waits for the jobs that it began; a job that waited for the start would never end.
+        """
+        refuse_in_own_loop(self.id)
+        self._submit(self._change(change)).result()
+
+    async def _change(self, change: Change) -> None:
+        await change(self._runtime)
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run `work` in the loop. Raises UsageError in the loop's own thread, which would wait for itself for ever."""
+        if self._is_in_loop():
+            work.close()
+            raise UsageError("job.client would block the event loop here (use it in the def worker, not in middleware)")
+        if self._loop.is_closed():
+            work.close()
+            raise UsageError("the client that runs this job was stopped")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _is_in_loop(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
 
 class AsyncJobFace(AsyncClient):
@@ -79,31 +102,14 @@ class SyncBridge(SyncJobFace):
     """The sync face of an async client, for its `def` workers."""
 
     def __init__(self, owner: AsyncClient, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(owner)
+        super().__init__(owner, loop)
         self._owner = owner
-        self._loop = loop
 
     def _transact(self, fn: Callable[[Connection], T]) -> T:
         return self._submit(self._owner._transact(fn)).result()
 
     def _find_schema(self) -> str:
         return self._submit(self._owner._schema()).result()
-
-    def _in_runtime(self, change: Change) -> None:
-        self._submit(self._owner._in_runtime(change)).result()
-
-    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `work` in the loop. Raises UsageError in the loop's own thread, which would wait for itself for ever."""
-        if self._is_in_loop():
-            work.close()
-            raise UsageError("job.client would block the event loop here (use it in the def worker, not in middleware)")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def _is_in_loop(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
 
     def _around(self, params: Sequence[InsertParams], do_write: Write) -> list[InsertResult]:
         """Middleware runs in the loop that it belongs to; the writing comes back to this thread and its session."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,7 +197,7 @@ class Client(ControlVerbs):
                 bridges.append(AsyncBridge(self, threads, runtime))
             return bridges[0]
 
-        sync_face = SyncJobFace(self)
+        sync_face = SyncJobFace(self, asyncio.get_running_loop())
         faces = Faces(lambda: sync_face, async_face, close=lambda: threads.shutdown(wait=False))
         runtime = Runtime(self._core, self._engines, faces)
         sync_face._runtime = runtime

@@ -1,7 +1,7 @@
 """What a client does while it leads: the elector, and the services that it starts for the length of a term.
 
-They run on two lanes inside the general one. What may take long (cleaning, the horizon) has one slot of the general two,
-so that the upkeep of a big table never takes both from claims and completions for long; what must not wait for it
+They run on two lanes inside the general one. What may take long (cleaning, the horizon) has one slot of the general
+two, so that the upkeep of a big table never takes both from claims and completions for long; what must not wait for it
 (scheduling, dead clients' jobs, periodic jobs) has a lane beside it, whose statements are short. Right before each
 statement the lane asks the elector whether this client still leads: a process that was suspended for longer than its
 term writes nothing more in it.

@@ -22,13 +22,16 @@ Stop, the other way round, but for the completer and the proof of life, which ou
   7. the loop's watch;
   8. the connections are closed.
 
-A start that fails stops what it started and may be tried again. `stop` may be called any number of times; all calls
-wait for the same stopping. Queues come and go in between: `add_queue`, `remove_queue`, `configure_queue`.
+A start that fails stops what it started, in the same order, and may be tried again. Jobs that were claimed by then are
+cancelled and given back: nobody else would tell them, and the caller of `start` would wait for them. `stop` may be
+called any number of times; all calls wait for the same stopping, and a service that fails to stop spares none of the
+others. Queues come and go in between: `add_queue`, `remove_queue`, `configure_queue`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Iterable
 from datetime import timedelta
 
 from riverq.client.assembly import (
@@ -44,7 +47,7 @@ from riverq.client.assembly import (
 from riverq.client.core import MIGRATE, Core, survey
 from riverq.config import QueueConfig
 from riverq.errors import UsageError
-from riverq.service import Service, start_all, stop_all, to_the_end
+from riverq.service import Service, start_all, to_the_end
 from riverq.stats import ClientStats, LeaderStats, QueueStats
 from riverq.worker.producer import Producer
 
@@ -90,7 +93,7 @@ class Runtime:
         self._databases = await self._connect()
         try:
             self._services = services = assemble(self._core, self._databases, self._faces)
-            await start_all(start_order(services))
+            await start_all(start_order(services), undo=self._undo_start)
         except BaseException:
             await to_the_end(self._close())
             raise
@@ -190,7 +193,11 @@ class Runtime:
         return worked + (f", {stats.lost} lost to another run" if stats.lost else "")
 
     def stats(self) -> ClientStats:
-        """How it fares now. For any thread; the figures of a thread that is not the loop's may be a moment apart."""
+        """How it fares now. For any thread; the figures of a thread that is not the loop's may be a moment apart.
+
+        Raises UsageError in a forked child, where the figures would stand still for ever.
+        """
+        self._core.check_process()
         services = self.services
         leading, completer = services.leading, services.completer.stats
         return ClientStats(
@@ -215,13 +222,15 @@ class Runtime:
         return self._services
 
     def _connections(self) -> str:
-        services = self.services
-        parts = [f"{CONTROL_CONNECTIONS} control"]
-        parts += ["1 to listen"] * (not services.notifier.poll_only) + ["1 heartbeat"] * services.liveness.enabled
-        held = CONTROL_CONNECTIONS + len(parts) - 1
-        rarely = "1 more while rows are locked" + (", 1 while it rebuilds indexes" if services.leading else "")
-        whose = "shares the application's pool for" if self._engines.share_pool else "holds"
-        return f"{whose} up to {held} connections ({', '.join(parts)}; {rarely})"
+        services, shared = self.services, self._engines.share_pool
+        listening, beating = not services.notifier.poll_only, services.liveness.enabled
+        parts = [f"{CONTROL_CONNECTIONS} control"] * (not shared)
+        parts += ["1 to listen"] * listening + ["1 heartbeat"] * beating
+        held = CONTROL_CONNECTIONS * (not shared) + listening + beating
+        often = f"shares the application's pool for {CONTROL_CONNECTIONS} connections" if shared else ""
+        own = f"holds up to {held} connections ({', '.join(parts)})" if held else ""
+        rarely = "1 more once rows are locked" + (", 1 while it rebuilds indexes" if services.leading else "")
+        return f"{' and '.join(filter(None, (often, own)))}; {rarely}"
 
     # -- private
 
@@ -230,8 +239,7 @@ class Runtime:
         try:
             found = await unresolved.general.run(survey, self._core.config.schema)
         finally:
-            for database in unresolved.owned:
-                await database.close()
+            await to_the_end(_close_all(unresolved))
         self._core.schema = found.schema
         if not found.has_own_tables:
             self._core.ctx.log.warning(
@@ -242,15 +250,21 @@ class Runtime:
             )
         return connect(self._core, self._engines, found)
 
+    async def _undo_start(self, _started: Iterable[Service]) -> None:
+        """Stop whatever runs, the queues that jobs have added meanwhile included; those not started do nothing."""
+        await self.stop_and_cancel()
+
     async def _stop(self) -> None:
         services = self.services
-        await self._stop_producers(services)
+        errors = await _attempt(self._stop_producers(services))
         for service in stop_order(services):
             if service is services.liveness:
                 services.liveness.keep_row = bool(self._left or services.completer.unwritten)
-            await stop_all([service])
-        await self._close()
+            errors += await _attempt(service.stop())
+        errors += await _attempt(self._close())
         self._core.ctx.log.info("Client: Stopped: %s: %s", self._core.client_id, self.summary())
+        if errors:
+            raise errors[0]
 
     async def _stop_producers(self, services: Services) -> None:
         stops = [asyncio.create_task(producer.stop()) for producer in services.producers.values()]
@@ -261,15 +275,30 @@ class Runtime:
         if pending:
             self._core.ctx.log.info("Client: Cancelling jobs that still run after %s", limit)
             self.cancel_jobs()
-        await asyncio.gather(*stops)
+            await asyncio.wait(stops)
+        for stop in stops:
+            stop.result()
 
     async def _close(self) -> None:
         self._faces.close()
         if self._services is not None:
             self._services.threads.shutdown(wait=False)
         if self._databases is not None:
-            for database in self._databases.owned:
-                await database.close()
+            await _close_all(self._databases)
+
+
+async def _close_all(databases: Databases) -> None:
+    for database in databases.owned:
+        await database.close()
+
+
+async def _attempt(work: Awaitable[None]) -> list[Exception]:
+    """What went wrong, for the end: the next step of a stop is taken all the same."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001  # raised at the end
+        return [error]
+    return []
 
 
 def _queue_stats(producer: Producer) -> QueueStats:

@@ -238,8 +238,11 @@ class Heart:
     # -- the statements
 
     async def _register_first(self) -> None:
-        entered, twins = await self._run("registering the client", _enter, incarnation=self._incarnation)
-        for twin in twins:
+        who = {"client_id": self._incarnation.client_id, "incarnation": self._incarnation.uuid}
+        entered = await self._run("registering the client", client_register, None, **who)
+        self._started_at = entered.started_at
+        self._pulse(entered.started_at)
+        for twin in await self._twins(who):
             self._ctx.log.warning(
                 "%s: Another client with this id was seen %s ago; if it is not an earlier run of this one that just "
                 "ended badly, give each its own id, or one that dies is not noticed (client_id=%s)",
@@ -247,9 +250,20 @@ class Heart:
                 twin.seen_ago,
                 self._incarnation.client_id,
             )
-        self._started_at = entered.started_at
         self._entered(entered)
-        self._pulse(entered.started_at)
+
+    async def _twins(self, who: dict[str, str]) -> list[Twin]:
+        """Looked for when our own row is committed: of two that start at once, one at least sees the other."""
+        try:
+            limit = self._timing.stop_limit / 2
+            return await self._run(
+                "the look for twins", client_living_twins, limit, grace=self._incarnation.grace, **who
+            )
+        except RiverqError as error:
+            self._ctx.log.debug("%s: Could not look for clients with the same id: %s", self.name, error)
+            self._close_later(self._db)
+            self._db = self._open_database()
+            return []
 
     async def _beat(self) -> datetime:
         assert self.row_id is not None
@@ -351,10 +365,3 @@ def _limited(conn: Connection, schema: str, fn: Callable[..., T], limit: timedel
     """Call `fn` in a transaction whose statements the server itself ends after `limit`."""
     statement_timeout_set(conn, schema, limit)
     return fn(conn, schema, **options)
-
-
-def _enter(conn: Connection, schema: str, *, incarnation: Incarnation) -> tuple[Registered, list[Twin]]:
-    """Write the row, and see who else lives under this id."""
-    client_id, incarnation_id = incarnation.client_id, incarnation.uuid
-    twins = client_living_twins(conn, schema, client_id=client_id, incarnation=incarnation_id, grace=incarnation.grace)
-    return client_register(conn, schema, client_id=client_id, incarnation=incarnation_id), twins

@@ -7,13 +7,17 @@ for dead while the lock is held. It is taken once per connection of the listener
 connection is ours, and with settings that let the server notice a cut cable:
 
     nothing --the connection is proven, the row is written--> keepalives, lock, `lock_taken` by the next heartbeat
-    lock held --the connection is lost--> nothing is written: the lock is gone, the heartbeats are fresh
+    lock held --the connection is lost while we run--> the lock is gone; `lock_taken` is false by a heartbeat at once
+    lock held --we stop, and the connection with us--> `lock_taken` stays: a row that is kept is judged by the lock
     lock held --the row was deleted and written again--> the old lock is let go, the new row's is taken
     lock refused (somebody holds it exclusively) --> `lock_taken` is false: judged by the heartbeats only
 
 When the listener's connection dies exactly here: before the lock, nothing has changed; after it, the lock goes with it;
-in both cases the error is the notifier's, which makes a new connection and calls again. `lock_taken` may be written a
-moment after the lock is gone; the heartbeats are fresh then, and nobody is dead whose heartbeats are.
+in both cases the error is the notifier's, which makes a new connection and calls again. `lock_taken` says "my lock not
+being held is a sign of death", so it must not outlive the lock while we live: a process that is suspended while it has
+no listener would be taken for dead after one grace. What is left is the moment from the loss to that heartbeat, some
+milliseconds where the loop runs and the database answers. The heartbeats are fresh then, and nobody is dead whose
+heartbeats are; only a process that is suspended in just that moment, and for longer than the grace, is misjudged.
 
 Everything here runs in the client's event loop, which the heart tells what happened and never waits for.
 """
@@ -119,6 +123,15 @@ class Liveness(Service):
             return
         self._listener, self._held_row = listener, None
         await self._take_lock(listener)
+
+    def on_gone(self, listener: Listener) -> None:
+        """The connection broke, and its lock is gone; say so with the next heartbeat, which comes at once."""
+        if listener is not self._listener:
+            return
+        self._listener, self._held_row = None, None
+        heart = self._living_heart()
+        if heart is not None and heart.row_id is not None:
+            heart.record_lock(heart.row_id, taken=False)
 
     # -- the life of the service
 

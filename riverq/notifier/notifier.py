@@ -10,9 +10,10 @@ channel of its own and asks a second connection to NOTIFY there.
     delivering --two probes in a row did not--> disconnected (a fresh connection may cure it; its first probes decide)
     any --the connection broke, or a ping stayed unanswered--> disconnected, and back after 0.1 s, 0.2 s, 0.4 s ...
 
-A probe that could not be *sent* (the second connection could not be had) proves nothing and counts as nothing. No ping
-is sent while a probe is out: behind a pooler a ping links the connection to a server for a moment, and a notification
-that gets through just then would prove too much.
+A probe that could not be *sent* (the second connection could not be had) proves nothing and counts as nothing. Behind a
+pooler every statement links the connection to a server for a moment, and a notification that gets through just then
+would prove too much. So no ping is sent while a probe is out, and where a subscription that came or went made a LISTEN
+or UNLISTEN necessary meanwhile, the answer proves nothing and another probe is sent at once.
 
 Notifications are hints. Whatever the connection dies of, the answer is the same: make a new one, LISTEN, and only then
 call every `on_gap`, so that a subscriber who reads the tables in answer to it has missed nothing: what came before the
@@ -71,7 +72,10 @@ class NotifierTiming:
 
 @dataclass(eq=False)
 class _Session:
-    """One connection's life: what it listens to, what is due when (monotonic seconds), and how the probe stands."""
+    """One connection's life: what it listens to, what is due when (monotonic seconds), and how the probe stands.
+
+    `number` is that of the last probe, `disturbed` that of the last one during which another statement was sent.
+    """
 
     listener: Listener
     connected_at: float
@@ -83,8 +87,15 @@ class _Session:
     sending: asyncio.Task[bool] | None = None
     answer_due: float | None = None
     answered: bool = False
+    number: int = 0
+    disturbed: int = 0
     misses: int = 0
     proven: bool = False
+
+    @property
+    def probe_is_out(self) -> bool:
+        """Whether an answer may come at any moment."""
+        return self.sending is not None or self.answer_due is not None
 
     def next_due(self) -> float:
         """When something must be done if nothing is heard. A probe being sent wakes the notifier by itself."""
@@ -99,7 +110,8 @@ class Notifier(Service):
 
     `is_busy` (settable) says whether jobs run; it decides how far the back-off may grow. `on_proven` (settable) is
     awaited with the listener, once per connection, when the connection has been shown to be ours: the place for state
-    that must live on it.
+    that must live on it. `on_gone` (settable) is called with the same listener if that connection breaks, and not when
+    the notifier is stopped.
     """
 
     def __init__(
@@ -119,6 +131,7 @@ class Notifier(Service):
         self.connections_made = 0
         self.is_busy: Callable[[], bool] = lambda: False
         self.on_proven: Callable[[Listener], Awaitable[None]] | None = None
+        self.on_gone: Callable[[Listener], None] | None = None
         self.connected: TestSignal[None] = TestSignal()
         self.disconnected: TestSignal[None] = TestSignal()
         self.delivering_changed: TestSignal[bool] = TestSignal()
@@ -170,8 +183,10 @@ class Notifier(Service):
                 await self._serve_once(session)
         except RiverqError as error:
             self._tell_broken(error)
+            self._tell_gone(session)
         except Exception:
             self.ctx.log.exception("%s: Listening failed in a way nobody foresaw", self.name)
+            self._tell_gone(session)
         finally:
             was_connected, self.is_connected = self.is_connected, False
             self._set_delivering(False)
@@ -190,8 +205,7 @@ class Notifier(Service):
 
     async def _serve_once(self, session: _Session) -> None:
         await self._listen_as_subscribed(session)
-        probe_is_out = session.sending is not None or session.answer_due is not None
-        if not probe_is_out and self._monotonic() >= session.ping_due:
+        if not session.probe_is_out and self._monotonic() >= session.ping_due:
             await session.listener.ping(self._timing.operation_timeout.total_seconds())
             session.ping_due = self._monotonic() + self._timing.ping_interval.total_seconds()
         await self._hear(session)
@@ -204,6 +218,8 @@ class Notifier(Service):
             wanted = self._fan_out.wanted()
             if wanted == session.listened:
                 return
+            if session.probe_is_out:
+                session.disturbed = session.number
             for name, topic in self._topics.items():
                 if topic in session.listened - wanted:
                     session.listened.discard(topic)
@@ -240,8 +256,12 @@ class Notifier(Service):
         await self._fan_out.deliver(
             (self._topics[one.channel], one.payload) for one in heard if one.channel in self._topics
         )
-        if any(notification.channel == self._probe_channel for notification in heard):
+        answers = {int(one.payload) for one in heard if one.channel == self._probe_channel and one.payload.isdigit()}
+        if any(answer > session.disturbed for answer in answers):
             await self._proven(session)  # last, since it may wait for the connection
+        elif session.number in answers:
+            session.answered, session.answer_due = True, None
+            session.probe_due = self._monotonic()
 
     async def _end(self, session: _Session) -> None:
         for hanging in (session.waiting, session.sending):
@@ -269,13 +289,12 @@ class Notifier(Service):
             if now >= session.answer_due:
                 self._missed(session)
         elif now >= session.probe_due:
-            session.answered = False
-            session.sending = asyncio.create_task(self._send_probe(), name="riverq.Notifier.probe")
+            session.answered, session.number = False, next(self._probe_numbers)
+            session.sending = asyncio.create_task(self._send_probe(session.number), name="riverq.Notifier.probe")
 
-    async def _send_probe(self) -> bool:
+    async def _send_probe(self, number: int) -> bool:
         try:
-            payload = str(next(self._probe_numbers))
-            await self._limited("the NOTIFY of the probe", self._notify(self._probe_channel, payload))
+            await self._limited("the NOTIFY of the probe", self._notify(self._probe_channel, str(number)))
         except RiverqError as error:
             self.ctx.log.debug("%s: Could not send the probe: %s", self.name, error)
             return False
@@ -340,6 +359,13 @@ class Notifier(Service):
         tell = self.ctx.log.debug if self._failures_told else self.ctx.log.warning
         self._failures_told += 1
         tell("%s: Not listening, polling until reconnected: %s", self.name, error)
+
+    def _tell_gone(self, session: _Session) -> None:
+        if session.proven and self.on_gone is not None:
+            try:
+                self.on_gone(session.listener)
+            except Exception:
+                self.ctx.log.exception("%s: Could not tell that the connection is gone", self.name)
 
     def _set_delivering(self, delivering: bool) -> None:  # noqa: FBT001  # private, one obvious argument
         if delivering != self.is_delivering:

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from riverq.job import JobState
 from riverq.query.statement import (
     catalog,
     from_us,
@@ -85,7 +86,11 @@ def client_heartbeat(
 
 
 def client_unregister(conn: sa.Connection, schema: str, *, client_id: str, incarnation: str) -> bool:
-    """Delete the incarnation's row; for a clean end only, because rows that stay are what its runs are judged by."""
+    """Delete the incarnation's row; for a clean end only, because rows that stay are what its runs are judged by.
+
+    False, and the row stays, where a job still runs under this id: the answer to its claim may have been lost, and
+    without the row it would be nobody's to judge.
+    """
     return bool(_unregister.rows(conn, schema, client_id=client_id, incarnation=incarnation))
 
 
@@ -124,9 +129,12 @@ def unlock_text() -> str:
 def keepalives_text(within: timedelta) -> str:
     """Let the server notice within about `within` that this session's client is gone: how many settings were set.
 
-    Keepalives find a peer that is silent while nothing is under way; with something unanswered under way only
-    `tcp_user_timeout` does (from Postgres 12 on). On a Unix socket the server accepts the settings and ignores them:
-    there the kernel tells it at once. Behind a pooler they are about the pooler's connection.
+    Keepalives ask a peer that is silent while nothing is under way; a suspended client's kernel answers them. With
+    something unanswered under way they do not ask, and `tcp_user_timeout` is no help: it also ends a session whose
+    client is alive and does not read, as one that is suspended while a busy fleet notifies it. So that is off, whatever
+    the server's own setting, and so is `idle_session_timeout`, since a suspended client does not ping. On a Unix socket
+    the server accepts the settings and ignores them: there the kernel tells it at once. Behind a pooler they are about
+    the pooler's connection.
     """
     probe = max(1, int(within.total_seconds()) // (2 + _PROBES))
     idle = max(1, int(within.total_seconds()) - probe * _PROBES)
@@ -134,7 +142,8 @@ def keepalives_text(within: timedelta) -> str:
         "tcp_keepalives_idle": str(idle),
         "tcp_keepalives_interval": str(probe),
         "tcp_keepalives_count": str(_PROBES),
-        "tcp_user_timeout": f"{idle + probe * _PROBES}s",
+        "tcp_user_timeout": "0",
+        "idle_session_timeout": "0",
     }
     settings = sa.table("pg_settings", sa.column("name", sa.Text), schema="pg_catalog")
     value = sa.case(*((settings.c.name == _quoted(name), _quoted(text)) for name, text in values.items()))
@@ -185,10 +194,16 @@ def _heartbeat(t: Tables) -> sa.Executable:
 
 @statement
 def _unregister(t: Tables) -> sa.Executable:
-    c = t.client.c
+    c, job = t.client.c, t.job.c
+    last_client = job.attempted_by[catalog.cardinality(job.attempted_by)]
+    named = sa.exists(sa.select(job.id).where(job.state == t.state(JobState.RUNNING), last_client == c.client_id))
     return (
         sa.delete(t.client)
-        .where(c.client_id == text_param("client_id"), c.incarnation == sa.cast(text_param("incarnation"), sa.Uuid()))
+        .where(
+            c.client_id == text_param("client_id"),
+            c.incarnation == sa.cast(text_param("incarnation"), sa.Uuid()),
+            sa.not_(named),
+        )
         .returning(c.id)
     )
 

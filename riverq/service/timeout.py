@@ -26,7 +26,8 @@ async def within(seconds: float, what: str, operation: Coroutine[Any, Any, T]) -
     """The result of `operation`, or OperationTimeoutError naming `what` after `seconds`.
 
     On the limit the operation is cancelled and left to end by itself. When the caller is cancelled, so is the
-    operation, and it is given `GRACE` seconds to clean up.
+    operation, and it is given `GRACE` seconds to clean up. An operation that was cancelled by nobody here raises
+    UnavailableError.
     """
     task = asyncio.create_task(operation, name=f"riverq.within.{what}")
     try:
@@ -37,6 +38,8 @@ async def within(seconds: float, what: str, operation: Coroutine[Any, Any, T]) -
         _forget(task)
         raise
     if done:
+        if task.cancelled():  # by itself: raised here it would look like the caller's own, and end the caller's task
+            raise UnavailableError(f"{what} was cut short")
         return task.result()
     task.cancel()
     _forget(task)

@@ -60,6 +60,7 @@ async def test_a_cancellation_in_a_transaction_is_heard_at_its_commit(
     assert {row["id"]: row["state"] for row in rows} == {first.id: "running", second.id: "cancelled"}
 
 
+@pytest.mark.listens
 async def test_the_leader_resigns_when_asked(adapter: str, make_engine: EngineMaker, schema: str, watch: Watch) -> None:
     engine = make_engine(adapter)
     other: Any = make_client(engine, riverq.Config(schema=schema))

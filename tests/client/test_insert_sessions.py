@@ -86,6 +86,7 @@ def test_a_session_on_another_driver_inserts(engine: sa.Engine, database_url: st
     assert ear.heard() == ['{"queue": "default"}']
 
 
+@pytest.mark.own_session("the search_path that its engine sets")
 def test_the_schema_is_that_of_the_engine_when_none_is_given(
     make_engine: EngineMaker, database_url: str, schema: str
 ) -> None:
@@ -94,6 +95,7 @@ def test_the_schema_is_that_of_the_engine_when_none_is_given(
     assert len(jobs(database_url, schema)) == 1
 
 
+@pytest.mark.own_session("the search_path that its engine sets")
 def test_a_drained_pool_does_not_stop_the_first_insert(
     make_engine: EngineMaker, database_url: str, schema: str
 ) -> None:

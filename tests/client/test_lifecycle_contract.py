@@ -14,13 +14,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import riverq
 from riverq.service import Service
+from riverq.worker.producer import Producer
 from tests.client.faces import Greet, make_client, settle
 from tests.client.working import Act, Watch, acting_workers, call, config
 from tests.fix_database import EngineMaker, adapter_url
+from tests.fix_pgbouncer import Pooler
 from tests.house.source import ROOT
 
 PATIENCE = 5.0
@@ -44,8 +47,9 @@ def inserter(adapter: str, make_engine: EngineMaker, schema: str) -> Any:
 class Left:
     """What a client has left running: connections, threads, and tasks in this loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pooler: Pooler | None) -> None:
         self._url = url
+        self._pooler = pooler
         self._threads = set(threading.enumerate())
         self._tasks = asyncio.all_tasks()
 
@@ -66,13 +70,15 @@ class Left:
             raise AssertionError(f"left running: {await self.now()}") from None
 
     def _connections(self) -> list[int]:
+        if self._pooler is not None:
+            return self._pooler.clients_named("riverq_contract")
         with psycopg.connect(self._url, application_name="riverq_tests") as conn:
             return [pid for (pid,) in conn.execute(OPEN).fetchall()]
 
 
 @pytest.fixture
-async def left(database_url: str) -> Left:
-    return Left(database_url)
+async def left(database_url: str, pooler: Pooler | None) -> Left:
+    return Left(database_url, pooler)
 
 
 @contextmanager
@@ -121,6 +127,31 @@ async def test_start_that_fails_at_any_service_leaves_nothing_and_works_when_rep
     await call(client.stop)
     assert {"Completer", "Notifier", "Elector", "Producer"} <= set(failed_at)
     await left.check()
+
+
+async def test_row_of_the_registry_is_there_before_the_first_claim(
+    client: Any, left: Left, database_url: str, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it nobody could judge a claim whose client dies at once."""
+    registered: list[int] = []
+    real = Producer.start
+
+    async def start(producer: Producer) -> None:
+        registered.append(len(await asyncio.to_thread(_registry, database_url, schema)))
+        await real(producer)
+
+    monkeypatch.setattr(Producer, "start", start)
+    await call(client.start)
+    assert registered == [1]
+    await call(client.stop)
+    assert _registry(database_url, schema) == []
+    await left.check()
+
+
+def _registry(url: str, schema: str) -> list[Any]:
+    with psycopg.connect(url, application_name="riverq_tests") as conn:
+        table = Identifier(schema, "riverq_client")
+        return conn.execute(SQL("SELECT client_id FROM {}").format(table)).fetchall()
 
 
 @pytest.mark.parametrize("adapter", ["psycopg_async", "asyncpg"])

@@ -107,6 +107,7 @@ async def test_a_pause_in_a_transaction_has_no_effect_before_its_commit(
         await assert_resuming_begins_the_job(client, watch)
 
 
+@pytest.mark.listens
 async def test_a_pause_that_was_not_heard_is_read_when_the_listener_is_back(
     adapter: str, make_engine: EngineMaker, database_url: str, schema: str, watch: Watch
 ) -> None:

@@ -31,6 +31,7 @@ def odd_schema(request: pytest.FixtureRequest, database_url: str) -> Iterator[st
             conn.execute(SQL("DROP SCHEMA {} CASCADE").format(Identifier(name)))
 
 
+@pytest.mark.own_session("the search_path that its engine sets")
 async def test_works_in_a_schema_of_any_name(
     adapter: str, make_engine: EngineMaker, database_url: str, odd_schema: str
 ) -> None:

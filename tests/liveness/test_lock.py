@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -13,12 +14,20 @@ from riverq.driver import AnyEngine, Listener, load_driver
 from riverq.errors import DatabaseError, UnavailableError
 from riverq.liveness import Liveness
 from riverq.notifier import Notifier
+from riverq.query.client_registry import keepalives_text
 from riverq.service import ServiceContext
 from tests.fix_database import SESSION_APPLICATION
-from tests.fix_pgbouncer import PgBouncers
+from tests.fix_pgbouncer import NO_PGBOUNCER, PgBouncers, find_pgbouncer, running_pgbouncer
+from tests.fix_skips import skip_or_fail
+from tests.listening import Scripted
 from tests.liveness.conftest import LivenessMaker
 from tests.liveness.registry import HEART, LISTENER, PATIENCE_SECONDS, Registry, eventually, until
 from tests.smoke.test_pgbouncer import pooled_engine
+
+pytestmark = pytest.mark.own_session("the lock of a connection, which is anybody's in transaction mode")
+
+MOST_FLOODS = 200
+"""Of 4 MB each: no line takes as much without its reader."""
 
 Notify = Callable[[str, str], Awaitable[None]]
 ListenTo = Callable[[AnyEngine], Listener]
@@ -87,6 +96,67 @@ async def test_it_goes_with_the_connection_and_comes_back_with_the_next(
     await eventually(lambda: registry.holders(row_id) == [])
     assert not liveness.stats().holds_lock
     assert registry.row()["lock_taken"] is True, "so that the heartbeats' being late is enough from now on"
+
+
+@pytest.mark.listens
+async def test_while_the_listener_is_away_its_absence_is_no_sign_of_death(
+    liveness: Liveness, notifier: Notifier, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a process that is suspended just then is taken for dead after one grace instead of ten."""
+    notifier.on_proven, notifier.on_gone = liveness.on_proven, liveness.on_gone
+    await notifier.start()
+    assert await liveness.locked.wait() is True
+    await until(liveness, lambda: bool(registry.row()["lock_taken"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(notifier, "_make_listener", _refused)
+        assert registry.terminate(LISTENER) == 1
+        await until(liveness, lambda: not registry.row()["lock_taken"])
+        assert not liveness.stats().holds_lock
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await liveness.locked.wait() is True
+    await until(liveness, lambda: bool(registry.row()["lock_taken"]))
+    await notifier.stop()
+    while liveness.beaten.waiting:
+        await liveness.beaten.wait()
+    await liveness.beaten.wait()
+    assert registry.row()["lock_taken"] is True, "a row that is kept after a stop is judged after one grace"
+
+
+def _refused() -> Listener:
+    listener = Scripted()
+    listener.fail_on["connect"] = UnavailableError("refused")
+    return listener
+
+
+async def test_the_end_of_an_earlier_connection_says_nothing_of_the_present_one(
+    liveness: Liveness, listener: Listener, registry: Registry
+) -> None:
+    await liveness.on_proven(listener)
+    liveness.on_gone(Scripted())
+    assert liveness.stats().holds_lock
+    liveness.on_gone(listener)
+    assert not liveness.stats().holds_lock
+    await until(liveness, lambda: registry.row()["lock_taken"] is False and liveness.beaten.waiting == 0)
+
+
+@pytest.mark.slow  # the server is to be given the time in which it would have ended the session
+async def test_a_suspended_client_keeps_it_however_much_it_is_told(database_url: str, registry: Registry) -> None:
+    """It reads nothing, so the line fills up; its machine still answers, which must do."""
+    within = timedelta(seconds=2)
+    with psycopg.connect(database_url, autocommit=True, application_name=LISTENER) as suspended:
+        suspended.execute("LISTEN flood")
+        for statement in (keepalives_text(within), "SELECT pg_try_advisory_lock_shared(1, 1)"):
+            suspended.execute(statement.encode())
+        flood = "SELECT pg_notify('flood', repeat('x', 4000) || n) FROM generate_series(1, 1000) AS n"
+        waits = "SELECT 1 AS one FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'ClientWrite'"
+        for _ in range(MOST_FLOODS):
+            registry.sql(flood)
+            if registry.sql(waits, LISTENER):
+                break
+        assert registry.sql(waits, LISTENER)
+        await asyncio.sleep(3 * within.total_seconds())
+        locks = "SELECT 1 AS one FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
+        assert registry.sql(locks, suspended.info.backend_pid)
 
 
 async def test_it_is_taken_when_the_row_comes_after_the_proof(
@@ -198,6 +268,7 @@ async def test_two_clients_hold_one_each(
             await listener.close()
 
 
+@pytest.mark.direct("goes through PgBouncers of its own")
 @pytest.mark.pgbouncer
 @pytest.mark.parametrize("pool_mode", ["session", "transaction"])
 async def test_through_pgbouncer(
@@ -239,6 +310,49 @@ async def test_through_pgbouncer(
         await notifier.stop()
         await liveness.stop()
         await _dispose(engine)
+
+
+@pytest.mark.direct("goes through PgBouncers of its own")
+@pytest.mark.pgbouncer
+async def test_through_a_pgbouncer_that_resets_nothing(
+    adapter: str,
+    database_url: str,
+    ctx: ServiceContext,
+    schema: str,
+    notify: Notify,
+    make_liveness: LivenessMaker,
+    registry: Registry,
+) -> None:
+    """The lock outlives its client on the pooler's connection, so silence decides; whoever comes next is not harmed."""
+    command = find_pgbouncer()
+    if command is None:
+        skip_or_fail(NO_PGBOUNCER)
+    with running_pgbouncer(command, database_url, "session", server_reset_query="") as url:
+        engine: Any = pooled_engine(url, adapter)
+        liveness = make_liveness(engine=engine)
+        first, second = (make_notifier(ctx, engine, schema, notify) for _ in range(2))
+        first.on_proven = second.on_proven = liveness.on_proven
+        try:
+            await liveness.start()
+            old = registry.row()["id"]
+            await first.start()
+            assert await liveness.locked.wait() is True
+            await until(liveness, lambda: bool(registry.row()["lock_taken"]))
+            await first.stop()
+            assert len(registry.holders(old)) == 1
+            registry.sql("DELETE FROM {client}")
+            while registry.rows() == [] or registry.row()["id"] == old:
+                await liveness.beaten.wait()
+            await second.start()
+            while not liveness.stats().holds_lock:
+                assert await liveness.locked.wait() is True
+            new = registry.row()["id"]
+            assert len(registry.holders(new)) == 1
+            await until(liveness, lambda: bool(registry.row()["lock_taken"]))
+        finally:
+            for each in (first, second, liveness):
+                await each.stop()
+            await _dispose(engine)
 
 
 async def _dispose(engine: Any) -> None:

@@ -90,6 +90,16 @@ def test_a_heartbeat_without_its_row_says_so(call: Caller) -> None:
     assert call(client_heartbeat, row_id=mine.id + 1, now=NOW) is None
 
 
+def test_the_row_stays_where_a_job_still_runs_under_the_id(call: Caller, table: Table) -> None:
+    """Its claim's answer was lost, or nothing could be stored for it."""
+    register(call)
+    job = table.add_running(attempted_by=["other", ME]).job_id
+    table.add_running(attempted_by=[ME, "other"])
+    assert call(client_unregister, client_id=ME, incarnation=ONE) is False
+    table.sql("UPDATE {job} SET state = 'completed', finalized_at = now() WHERE id = %s", job)
+    assert call(client_unregister, client_id=ME, incarnation=ONE) is True
+
+
 def test_only_the_incarnation_itself_is_unregistered(call: Caller, table: Table) -> None:
     register(call)
     kept = [register(call, OTHER).id, register(call, ONE, client_id="other").id]
@@ -156,10 +166,13 @@ def test_the_lock_is_never_waited_for(table: Table, schema: str, engine: sa.Engi
 )
 def test_keepalives_are_the_sessions(table: Table, within: int, settings: dict[str, str]) -> None:
     is_socket = table.conn.info.host.startswith("/")
+    table.sql("SET tcp_user_timeout = '7s'")
+    table.sql("SET idle_session_timeout = '1h'")
     [found] = table.sql(keepalives_text(timedelta(seconds=within)))
-    assert list(found.values()) == ["4"]
+    assert list(found.values()) == ["5"]
     for name, value in settings.items():
         [shown] = table.sql(f"SELECT setting FROM pg_settings WHERE name = 'tcp_keepalives_{name}'")
         assert shown["setting"] == ("0" if is_socket else value)
-    [shown] = table.sql("SELECT setting FROM pg_settings WHERE name = 'tcp_user_timeout'")
-    assert shown["setting"] == ("0" if is_socket else str(within * 1000))
+    for name in ("tcp_user_timeout", "idle_session_timeout"):
+        [shown] = table.sql("SELECT setting FROM pg_settings WHERE name = %s", name)
+        assert shown["setting"] == "0", "it would end the session of a client that is suspended"

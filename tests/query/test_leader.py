@@ -10,6 +10,7 @@ from riverq.query.leader import (
     Leader,
     leader_attempt_elect,
     leader_attempt_reelect,
+    leader_current,
     leader_get,
     leader_resign,
 )
@@ -45,6 +46,27 @@ def test_the_databases_clock_is_used_by_default(call: Caller, table: Table) -> N
     assert again is not None
     assert again.elected_at == term.elected_at
     assert again.expires_at > term.expires_at
+
+
+def test_who_leads_now_is_whose_term_has_not_expired(call: Caller) -> None:
+    assert call(leader_current, now=NOW) is None
+    elect(call)
+    leader = Leader(ME, NOW, NOW + TTL)
+    assert call(leader_current, now=NOW) == call(leader_current, now=NOW + TTL) == leader
+    over = NOW + TTL + MICROSECOND
+    assert call(leader_current, now=over) is None, "from the moment on at which another's bid would win"
+    assert call(leader_get) == leader, "though the row is left"
+    renewed = renew(call, leader, after=TTL)
+    assert call(leader_current, now=over) == renewed
+    assert call(leader_resign, leader_id=ME, elected_at=NOW) is True
+    assert call(leader_current, now=NOW) is None
+
+
+def test_who_leads_now_is_asked_of_the_databases_clock(call: Caller, table: Table) -> None:
+    term = call(leader_attempt_elect, leader_id=ME, ttl=timedelta(hours=1))
+    assert call(leader_current) == term
+    table.sql("UPDATE {leader} SET expires_at = now() - interval '1 second'")
+    assert call(leader_current) is None
 
 
 @pytest.mark.parametrize("bidder", [ME, "other"])

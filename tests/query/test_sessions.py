@@ -25,6 +25,7 @@ from riverq.query.statement import Statement, sqlstate, text_param
 from riverq.state import Run, errored
 from tests.fix_database import EngineMaker, Transact
 from tests.fix_schema import SchemaPool
+from tests.isolation import REPEATABLE_READ, SERIALIZABLE
 from tests.query.arrange import CLAIMED_AT, ME, Caller, job, unique
 
 LATER = CLAIMED_AT + timedelta(hours=1)
@@ -146,7 +147,7 @@ async def test_a_json_serializer_changes_nothing(make_engine: EngineMaker, adapt
         run_on(engine, walk, schema)
 
 
-@pytest.mark.parametrize("isolation_level", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("isolation_level", ["AUTOCOMMIT", REPEATABLE_READ, SERIALIZABLE])
 async def test_isolation_levels(make_engine: EngineMaker, adapter: str, schema: str, isolation_level: str) -> None:
     engine = make_engine(adapter, isolation_level=isolation_level)
     fn: Callable[[sa.Connection, str], object] = walk

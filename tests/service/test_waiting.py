@@ -181,6 +181,13 @@ class TestWithin:
             await task
         assert cleaned.is_set()
 
+    async def test_operation_that_is_cancelled_by_nobody_here_does_not_end_its_caller(self) -> None:
+        async def cancelled() -> None:
+            raise asyncio.CancelledError
+
+        with pytest.raises(UnavailableError, match="its statement was cut short"):
+            await within(10, "its statement", cancelled())
+
 
 class TestTestSignal:
     async def test_keeps_nothing_until_watched_and_each_value_is_awaited_once(self) -> None:
