@@ -175,15 +175,19 @@ class Slot:
 
     async def _read(self, ours: socket.socket) -> None:
         loop, kept = asyncio.get_running_loop(), b""
-        while data := await loop.sock_recv(ours, 65536):
-            *lines, kept = (kept + data).split(b"\n")
-            kept = kept if len(kept) < LONGEST_REPORT else b""
-            for line in lines:
-                with suppress(ValueError):
-                    self._report = json.loads(line)
-                    self._seen = time.monotonic()
-                    self._was_ready = self._was_ready or bool(self._report and self._report["ready"])
-            self._bell.ring()
+        with suppress(ConnectionResetError):  # it was killed with an order unread
+            while data := await loop.sock_recv(ours, 65536):
+                *lines, kept = (kept + data).split(b"\n")
+                kept = kept if len(kept) < LONGEST_REPORT else b""
+                for line in lines:
+                    self._take(line)
+                self._bell.ring()
+
+    def _take(self, line: bytes) -> None:
+        with suppress(ValueError):
+            self._report = json.loads(line)
+            self._seen = time.monotonic()
+            self._was_ready = self._was_ready or bool(self._report and self._report["ready"])
 
     def _judge(self, lived: float) -> None:
         """Count the failures in a row, and see whether it was called wrongly."""

@@ -19,10 +19,12 @@ from sqlalchemy import Connection
 from riverq.cli.call import add_database, answer, ask
 from riverq.cli.values import plain, shown, table
 from riverq.cli.worker import load_target, make_client
+from riverq.cron import CronSchedule
 from riverq.errors import ConfigError, SchemaError
 from riverq.periodic import PeriodicJob
 from riverq.query.periodic_job import PeriodicRow, periodic_job_list
 from riverq.query.schema import table_exists
+from riverq.schedule import Every, Never, Schedule
 
 ACTIONS = ("list",)
 
@@ -99,10 +101,19 @@ def _lines(
         row = kept.pop(job.id, None) if job.durable and job.id is not None else None
         at = next_run if row is None else row.next_run_at
         moved = None if row is None else row.updated_at
-        lines.append(_Line(job.id, True, job.durable, str(job.schedule), at, moved))
+        lines.append(_Line(job.id, True, job.durable, _words(job.schedule), at, moved))
     others = False if with_client else None
     lines += [_Line(row.id, others, True, None, row.next_run_at, row.updated_at) for row in kept.values()]
     return lines
+
+
+def _words(schedule: Schedule) -> str:
+    """As it was written, where it is one of ours."""
+    if isinstance(schedule, CronSchedule):
+        return schedule.spec
+    if isinstance(schedule, Every):
+        return f"every {schedule.interval}"
+    return "never" if isinstance(schedule, Never) else str(schedule)
 
 
 def _cells(line: _Line) -> tuple[Any, ...]:

@@ -1,18 +1,19 @@
-"""`riverq queues list|pause|resume|update`: what queues there are, and which of them may begin jobs."""
+"""`riverq queues list|pause|resume|update`: what queues there are, what waits in them, and which may begin jobs."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
 from riverq.cli.call import add_database, ask
 from riverq.cli.values import moment, plain, positive_duration, shown, table
 from riverq.errors import ConfigError
+from riverq.query.job_count import JobCounts, job_count_by_queue
 from riverq.query.queue import queue_list, queue_pause_ends
 from riverq.query.schema import table_exists
 from riverq.queue import Queue
@@ -60,28 +61,43 @@ def _object(text: str) -> dict[str, Any]:
     return found
 
 
+class _Overview(NamedTuple):
+    """The queues, the ends of their pauses, and the jobs of every queue, also of one that has no row."""
+
+    queues: list[Queue]
+    ends: dict[str, datetime]
+    counts: dict[str, JobCounts]
+
+
 def _list(args: argparse.Namespace) -> int:
-    queues, ends = ask(args, lambda client: client._control(None, _overview))
+    queues, ends, counts = ask(args, lambda client: client._control(None, _overview))
     if args.json:
-        listed = [asdict(queue) | {"paused_until": ends.get(queue.name)} for queue in queues]
-        print(json.dumps(listed, default=plain, indent=2, ensure_ascii=False))
-    elif not queues:
-        print("no queues yet (a queue appears when a client first works it)")
-    else:
-        head = ("NAME", "PAUSED SINCE", "UNTIL", "UPDATED", "METADATA")
-        rows = [
-            (each.name, each.paused_at, ends.get(each.name), each.updated_at, _shown_metadata(each)) for each in queues
+        listed = [
+            asdict(each) | {"paused_until": ends.get(each.name)} | counts.get(each.name, JobCounts())._asdict()
+            for each in queues
         ]
-        print(table(head, rows))
-    if len(queues) == MOST and not args.json:
+        print(json.dumps(listed, default=plain, indent=2, ensure_ascii=False))
+        return 0
+    if queues:
+        head = ("NAME", "AVAILABLE", "RUNNING", "PAUSED SINCE", "UNTIL", "UPDATED", "METADATA")
+        print(table(head, [_cells(each, ends, counts.get(each.name, JobCounts())) for each in queues]))
+    else:
+        print("no queues yet (a queue appears when a client first works it)")
+    if len(queues) == MOST:
         print(f"(the first {MOST})")
+        return 0
+    for name in sorted(counts.keys() - {each.name for each in queues}):
+        print(f"(no client has worked queue {name!r}; jobs available there: {counts[name].available})")
     return 0
 
 
-def _overview(conn: Connection, schema: str) -> tuple[list[Queue], dict[str, datetime]]:
-    """The queues, and the ends of their pauses."""
+def _cells(queue: Queue, ends: dict[str, datetime], counts: JobCounts) -> tuple[Any, ...]:
+    return queue.name, *counts, queue.paused_at, ends.get(queue.name), queue.updated_at, _shown_metadata(queue)
+
+
+def _overview(conn: Connection, schema: str) -> _Overview:
     ends = queue_pause_ends(conn, schema) if table_exists(conn, schema, "riverq_queue") else {}
-    return queue_list(conn, schema, limit=MOST), ends
+    return _Overview(queue_list(conn, schema, limit=MOST), ends, job_count_by_queue(conn, schema))
 
 
 def _shown_metadata(queue: Queue) -> str:
@@ -91,6 +107,8 @@ def _shown_metadata(queue: Queue) -> str:
 def _pause(args: argparse.Namespace) -> int:
     lasting: timedelta | None = args.lasting
     until = args.until if lasting is None else lasting
+    if args.until is not None and args.until <= datetime.now(UTC):
+        raise ConfigError(f"expected --until to be a time to come, got: {shown(args.until)} (to end a pause: resume)")
     ask(args, lambda client: client.queue_pause(args.name, until))
     end = "" if until is None else f" for {lasting}" if lasting is not None else f" until {shown(until)}"
     print(f"{_named(args.name, 'paused')}{end}; jobs that run go on")

@@ -96,7 +96,8 @@ class Stopping:
             logging.getLogger("riverq").exception("worker: Stop failed")
             self._end(1)
         else:
-            self._end(0)
+            if self._level < LEAVE:  # else it ended because jobs were left, and `_abort` has the last word
+                self._end(0)
 
     async def _abort(self, runtime: Runtime) -> None:
         left = await runtime.abort(timedelta(seconds=HARD_EXIT / 2))

@@ -30,6 +30,7 @@ from riverq.cli.bench_progress import say
 from riverq.cli.child import WRONG_CALL, Bell, Slot
 from riverq.cli.health import Health, HealthServer
 from riverq.cli.stopping import CANCEL, HARD_EXIT, LEAVE, SOFT
+from riverq.errors import ConfigError
 
 MILLISECOND = timedelta(milliseconds=1)
 FIRST_ALONE = 10.0
@@ -40,6 +41,8 @@ KILL_AFTER = HARD_EXIT + 1.0
 
 def supervise(args: argparse.Namespace) -> int:
     """Supervise workers with the options of `args` until stopped; returns the exit code."""
+    if args.client_id == "":  # which a number behind it would hide
+        raise ConfigError("expected --client-id to be a text of 1 to 100 characters, got: ''")
     return asyncio.run(_supervise(args))
 
 
@@ -57,7 +60,9 @@ async def _supervise(args: argparse.Namespace) -> int:
 
 def command(args: argparse.Namespace, number: int) -> list[str]:
     """The command of one worker: the same options, without those that are the supervisor's."""
-    words = [sys.executable, "-m", "riverq"] + (["--debug"] if args.debug else []) + ["worker"]
+    # As for the script, the current folder comes in with the client only: a queue.py there must not hide Python's.
+    safely = ["-P"] if os.path.basename(sys.argv[0]) == "riverq" else []
+    words = [sys.executable, *safely, "-m", "riverq"] + (["--debug"] if args.debug else []) + ["worker"]
     words += ["--log-level", args.log_level]
     for name, given in (("--no-leader", args.no_leader), ("--json-logs", args.json_logs)):
         words += [name] if given else []

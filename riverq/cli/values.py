@@ -42,7 +42,10 @@ def moment(text: str) -> datetime:
         found = None
     if found is None or found.tzinfo is None:
         raise argparse.ArgumentTypeError(f"expected a time with its zone, as 2026-11-21T18:00:00Z, got: {text!r}")
-    return found.astimezone(UTC)
+    try:
+        return found.astimezone(UTC)
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"expected a time before the year 10000, got: {text!r}") from None
 
 
 def count(text: str) -> int:

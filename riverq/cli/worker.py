@@ -65,22 +65,26 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Work until stopped; returns 0 after a clean stop, 1 after a failed start or a hard stop."""
     tether = Tether.from_environment()
-    if args.processes is not None and tether is None:
-        from riverq.cli.supervisor import supervise
-
-        return supervise(args)
     level = getattr(logging, args.log_level.upper())
     if not args.json_logs:
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-        return asyncio.run(_Worker(args, tether).work())
+        return _run(args, tether)
     log_as_json(level)
     try:
-        return asyncio.run(_Worker(args, tether).work())
+        return _run(args, tether)
     except RiverqError as error:
         if args.debug:
             raise
         logging.getLogger("riverq").error("worker: Failed (error=%s)", error)  # noqa: TRY400  # it is a sentence, as in text
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def _run(args: argparse.Namespace, tether: Tether | None) -> int:
+    if args.processes is not None and tether is None:
+        from riverq.cli.supervisor import supervise
+
+        return supervise(args)
+    return asyncio.run(_Worker(args, tether).work())
 
 
 class _Worker:

@@ -95,6 +95,12 @@ def periodic_job_create(
         _create.execute(conn, schema, id=text_array(names), at=times, now=stamp(now))
 
 
+def periodic_job_ensure(conn: sa.Connection, schema: str, runs: Mapping[str, datetime]) -> dict[str, StoredRun]:
+    """Make rows for ids that have none, and read them, since another leader's may have come first."""
+    periodic_job_create(conn, schema, runs)
+    return periodic_job_read(conn, schema, runs)
+
+
 def periodic_job_advance(
     conn: sa.Connection, schema: str, steps: Sequence[Advance], *, now: datetime | None = None
 ) -> set[str]:

@@ -140,3 +140,13 @@ async def test_an_order_to_a_worker_that_reads_nothing_does_not_block() -> None:
             while ours.send(b"x" * 65536):
                 pass
         each.order(SOFT)
+
+
+async def test_a_worker_that_dies_with_an_order_unread_is_only_gone() -> None:
+    each = Slot(1, [], Bell(), print)
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.setblocking(False)
+        ours.send(b"1")
+        theirs.close()  # which Linux tells the other side as a reset
+        await each._read(ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import sqlalchemy as sa
 from psycopg.sql import SQL, Identifier
 
+import riverq
 from riverq.cli.main import main
-from riverq.query.leader import leader_attempt_elect
+from riverq.query.leader import leader_attempt_elect, leader_resign
 from riverq.query.periodic_job import periodic_job_create
 from riverq.query.queue import queue_create_or_touch
 
@@ -64,18 +66,24 @@ def test_no_queues_is_said(run: Run) -> None:
 
 
 def test_queues_are_listed_paused_resumed_and_described(
-    run: Run, queues: tuple[str, ...], database_url: str, schema: str
+    run: Run, queues: tuple[str, ...], engine: sa.Engine, database_url: str, schema: str
 ) -> None:
     assert run("queues", "pause", "mail") == (0, "queue 'mail' paused; jobs that run go on\n", "")
     assert paused(database_url, schema) == ["mail"]
     code, out, _ = run("queues", "update", "mail", "--metadata", '{"owner": "é"}')
     assert (code, out) == (0, 'queue \'mail\' updated; its metadata is now {"owner": "é"}\n')
-    head, first, second = run("queues", "list")[1].splitlines()
-    assert head.split("  ")[0] == "NAME"
-    assert first.split()[:2] == ["default", "-"]
+    inserter = riverq.Client(engine, riverq.Config(schema=schema))
+    inserter.insert_many([riverq.RawArgs("k", {}) for _ in range(3)])
+    inserter.insert(riverq.RawArgs("k", {}), queue="mial")
+    inserter.insert(riverq.RawArgs("k", {}), delay=timedelta(hours=1))
+    head, first, second, note = run("queues", "list")[1].splitlines()
+    assert head.split()[:3] == ["NAME", "AVAILABLE", "RUNNING"]
+    assert first.split()[:4] == ["default", "3", "0", "-"]
+    assert note == "(no client has worked queue 'mial'; jobs available there: 1)"
     assert second.endswith('{"owner": "é"}')
     listed = json.loads(run("queues", "list", "--json")[1])
     assert [queue["name"] for queue in listed] == ["default", "mail"]
+    assert (listed[0]["available"], listed[0]["running"], listed[1]["available"]) == (3, 0, 0)
     assert listed[0]["paused_at"] is None
     assert datetime.fromisoformat(listed[1]["paused_at"]).tzinfo is not None
     assert listed[1]["metadata"] == {"owner": "é"}
@@ -137,16 +145,64 @@ def test_a_leader_is_shown_until_its_lease_ends(run: Run, engine: sa.Engine, sch
     assert datetime.fromisoformat(found["elected_at"]) == begun
 
 
-def test_a_resignation_is_asked_for(run: Run, engine: sa.Engine, database_url: str, schema: str) -> None:
+class Leading(threading.Thread):
+    """A leader that resigns when it hears that it is asked to, and bids at once under the name `then`, if any."""
+
+    def __init__(self, engine: sa.Engine, url: str, schema: str, then: str | None) -> None:
+        super().__init__(daemon=True)
+        self._engine, self._schema, self._then = engine, schema, then
+        self._heard = psycopg.connect(url, autocommit=True)
+        self._heard.execute(SQL("LISTEN {}").format(Identifier(f"{schema}.river_leadership")))
+        with engine.begin() as conn:
+            self._term = leader_attempt_elect(conn, schema, leader_id="web_1", ttl=timedelta(hours=1))
+        self.start()
+
+    def run(self) -> None:
+        (heard,) = self._heard.notifies(timeout=60, stop_after=1)
+        assert json.loads(heard.payload)["action"] == "request_resign"
+        assert self._term is not None
+        with self._engine.begin() as conn:
+            leader_resign(conn, self._schema, leader_id="web_1", elected_at=self._term.elected_at)
+            if self._then is not None:
+                leader_attempt_elect(conn, self._schema, leader_id=self._then, ttl=timedelta(hours=1))
+
+    def end(self) -> None:
+        self.join()
+        self._heard.close()
+
+
+@pytest.mark.parametrize(
+    ("then", "words"),
+    [
+        ("web_2", "web_1 has resigned; web_2 leads now\n"),
+        ("web_1", "web_1 has resigned; web_1 leads now, which may bid like all the others\n"),
+        (None, "web_1 has resigned; nobody has followed it yet\n"),
+    ],
+)
+def test_a_resignation_is_asked_for_and_seen(
+    run: Run,
+    engine: sa.Engine,
+    database_url: str,
+    schema: str,
+    monkeypatch: pytest.MonkeyPatch,
+    then: str | None,
+    words: str,
+) -> None:
+    monkeypatch.setattr("riverq.cli.leader.PATIENCE", 60.0 if then else 2.0)
+    leading = Leading(engine, database_url, schema, then)
+    assert run("leader", "resign") == (0, words, "")
+    leading.end()
+
+
+def test_a_leader_that_does_not_hear_is_told_of(
+    run: Run, engine: sa.Engine, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riverq.cli.leader.PATIENCE", 0.3)
     with engine.begin() as conn:
         leader_attempt_elect(conn, schema, leader_id="web_1", ttl=timedelta(hours=1))
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        conn.execute(SQL("LISTEN {}").format(Identifier(f"{schema}.river_leadership")))
-        code, out, _ = run("leader", "resign")
-        (heard,) = conn.notifies(timeout=30, stop_after=1)
-    assert code == 0
-    assert out.startswith("asked web_1 to resign; every client that may lead")
-    assert json.loads(heard.payload)["action"] == "request_resign"
+    code, out, err = run("leader", "resign")
+    assert (code, out) == (1, "")
+    assert err.startswith("riverq: asked web_1 to resign, but it still leads (a leader that only polls does not hear")
 
 
 # -- periodic jobs
@@ -199,6 +255,7 @@ def test_with_a_client_what_it_has_registered_is_listed(
         (None, True, False),
         ("forgotten", False, True),
     ]
+    assert [row["schedule"] for row in found] == ["0 9 * * *", "every 1:00:00", "never", None]
     assert found[0]["next_run_at"] == "2031-05-06T07:08:09Z"
     assert datetime.fromisoformat(found[1]["next_run_at"]) > datetime.now(UTC)
     assert found[2]["next_run_at"] is None

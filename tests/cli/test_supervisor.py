@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -180,6 +185,30 @@ def test_a_wrong_call_is_said_once_and_ends_everything(start: Start) -> None:
     assert "worker 2" not in out
 
 
+def test_a_wrong_call_is_json_where_logs_are(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = start(APP, "--processes", "2", "--json-logs", "--health", f":{port}").end()
+    assert code == 1
+    assert json.loads(err)["message"].startswith("worker: Failed (error=cannot answer --health")
+
+
+def test_modules_of_the_current_folder_hide_none_of_pythons(tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise RuntimeError('this is not the queue that you meant')")
+    (tmp_path / "app.py").write_text("client = 42")
+    script = Path(sys.executable).parent / "riverq"  # as `python -m riverq` Python itself puts the folder first
+    ended = subprocess.run(
+        [script, "worker", "app:client", "--processes", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("riverq: expected app:client to be a Client")
+
+
 @pytest.mark.slow  # a worker must be silent for ten seconds before it is not ready
 def test_a_worker_that_is_silent_is_not_ready(start: Start) -> None:
     _, probe = supervise(start, "--processes", "2")
@@ -220,9 +249,11 @@ def test_the_third_signal_leaves_what_still_runs(
     left = pids(probe)
     job_id = inserter.insert(Hold("deaf")).job.id
     process.line(f"holding {job_id}")
-    for words in ("stopping", "cancelling"):
-        process.signal()
-        process.line(f"riverq supervisor: {words}")
+    process.signal()
+    process.line("riverq supervisor: stopping")
+    probe.until(lambda found: None in [worker["pid"] for worker in found["figures"]["workers"]])  # the other has ended
+    process.signal()
+    process.line("riverq supervisor: cancelling")
     process.signal()
     code, out, _ = process.end()
     assert code == 1, out

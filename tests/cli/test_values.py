@@ -41,7 +41,7 @@ def test_what_is_accepted(read: Callable[[str], Any], text: str, value: object) 
     [
         (duration, ["", "s", "-1s", "1 h", "1h30", "1x", "soon", "nan", "inf", "1e400h", "9999999999999d"]),
         (positive_duration, ["0", "0s"]),
-        (moment, ["", "tomorrow", "2026-11-21T18:00:00", "18:00"]),
+        (moment, ["", "tomorrow", "2026-11-21T18:00:00", "18:00", "9999-12-31T23:59:59-14:00"]),
         (count, ["0", "-1", "1.0", "x", "²", ""]),
         (address, ["", ":", "host", "host:", "host:x", "host:65536", "::1:80", "::1", ":-1", "h :1", "h:８０"]),
     ],
