@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -130,7 +131,7 @@ class Executor:
                 context.claimed.kind,
                 context.queue,
                 context.claimed.attempt,
-                clean(describe(error), LOGGED_ERROR),
+                clean(_recorded(state, error), LOGGED_ERROR),
             )
         finished = Finished(context, state, started, self._ctx.clock.monotonic(), error)
         if not self._completer.report(finished):
@@ -187,6 +188,11 @@ class Executor:
 
     def _now(self) -> datetime:
         return self._ctx.clock.now()
+
+
+def _recorded(state: SetState, error: BaseException) -> str:
+    """The error as the row will have it: a timeout, say, where the worker only saw a cancellation."""
+    return describe(error) if state.error is None else str(json.loads(state.error)["error"])
 
 
 def _ask_worker(attempt: _Attempt, error: BaseException) -> Retry | None:

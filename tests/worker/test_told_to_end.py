@@ -32,7 +32,7 @@ async def test_a_timeout_cancels_an_async_worker(house: House) -> None:
     assert ends == ["timeout", "timeout"]
 
 
-async def test_a_timeout_only_tells_a_def_worker(house: House) -> None:
+async def test_a_timeout_only_tells_a_def_worker(house: House, caplog: pytest.LogCaptureFixture) -> None:
     @house.workers.work(kind="echo", timeout=timedelta(milliseconds=20))
     def work(job: Raw) -> None:
         assert job.cancelled.wait(10)
@@ -42,6 +42,7 @@ async def test_a_timeout_only_tells_a_def_worker(house: House) -> None:
 
     assert (await one(house))["state"] == "completed"
     assert errors(await one(house, args='{"gives_up": true}')) == ["job timed out after 0.02 s"]
+    assert "job timed out after 0.02 s" in caplog.text
 
 
 async def test_a_worker_may_have_no_timeout(house: House) -> None:
