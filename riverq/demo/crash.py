@@ -42,12 +42,12 @@ class Crash:
     def sentence(self) -> str:
         """What happened."""
         if self._killed_at is None:
-            return f"demo: the {self._victim.name} worker was never seen with a job running, and was not killed"
+            return f"demo: {self._victim.name} was never seen with a job running, and was not killed"
         number = f"{len(self._orphans)} job{'' if len(self._orphans) == 1 else 's'}"
-        died = f"demo: the {self._victim.name} worker was killed half-way with {number} running"
+        died = f"demo: {self._victim.name} killed half-way with {number} running"
         if self._recovered is None:
-            return f"{died}, which are not back yet"
-        return f"{died}; {self._recovered.total_seconds():.1f} s later they were available again"
+            return f"{died}, not back yet"
+        return f"{died}; back after {self._recovered.total_seconds():.1f} s"
 
     def _try_to_kill(self) -> None:
         self._victim.check()

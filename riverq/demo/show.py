@@ -78,7 +78,9 @@ class Tally:
         """Count now."""
         job = Tables(SCHEMA).job
         with Session(engine) as session:
-            failed_before = select(func.count()).select_from(job).where(func.cardinality(job.c.errors) > 0)
+            was_rescued = job.c.metadata.has_key("river:rescue_count")
+            had_errors = func.cardinality(job.c.errors) > 0
+            failed_before = select(func.count()).select_from(job).where(had_errors, ~was_rescued)
             return cls(
                 files=files,
                 inserted=inserted,
