@@ -56,14 +56,12 @@ test: setup ## Run the tests (ARGS="tests/query -k claim" picks some, WORKERS=0 
 test-faults: setup ## Kill, stop and cut off real workers for minutes, then prove every job's fate (ARGS="-k two_minutes")
 	RIVERQ_FAULTS=1 $(BIN)/pytest -n 0 -v tests/faults $(ARGS)
 
-# What the adapters' engines reach through a real PgBouncer; without it these tests are skipped, and say so.
-POOLED := tests/query tests/client tests/worker tests/maintenance tests/liveness tests/test_elector.py tests/test_notifier.py tests/test_database.py
-
+# Whatever goes through an engine of the tests goes through PgBouncer here; without it these tests are skipped, and say so.
 .PHONY: test-pgbouncer
 test-pgbouncer: setup ## Run the tests of queries, inserts, work, leader and control through PgBouncer (MODES="session transaction")
 	@for mode in $(MODES); do \
 	  echo "== PgBouncer in $$mode mode"; \
-	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --pgbouncer $$mode $(POOLED) $(ARGS) || exit 1; \
+	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --pgbouncer $$mode $(ARGS) || exit 1; \
 	done
 
 .PHONY: test-all-pythons

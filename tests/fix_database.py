@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg
@@ -28,6 +29,8 @@ T = TypeVar("T")
 ADAPTERS = ("psycopg", "psycopg_async", "asyncpg", "pg8000")
 ASYNC_ADAPTERS = ("psycopg_async", "asyncpg")
 POOL_MODES = ("session", "transaction")
+NEED_A_SESSION = ("listens", "own_session")
+"""The marks of tests for which a client must keep its server's connection: not so in transaction mode."""
 SERVER_SETTINGS = {"max_connections": "200", "max_prepared_transactions": "20"}
 SESSION_APPLICATION = "riverq_tests"
 """The application_name of connections that live as long as the test session; the leak check leaves them alone."""
@@ -76,6 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "own_session: needs what only a connection of one's own keeps, and says what")
     config.stash[SERVER] = Server(os.environ.get("RIVERQ_TEST_DATABASE_URL") or None)
 
 
@@ -112,10 +116,10 @@ def _params(item: pytest.Item) -> dict[str, Any]:
 
 
 def _fits_pooler(item: pytest.Item, mode: str) -> bool:
-    """A test on the adapters' engines, without a mark that says why it means nothing behind this pooler."""
+    """A test on the adapters' engines, which go through it, without a mark that says that it cannot pass there."""
     if "pooler" not in getattr(item, "fixturenames", ()) or item.get_closest_marker("direct"):
         return False
-    return mode == "session" or not item.get_closest_marker("listens")
+    return mode == "session" or not any(map(item.get_closest_marker, NEED_A_SESSION))
 
 
 # -- databases
@@ -175,12 +179,22 @@ def pooler(pytestconfig: pytest.Config, database_url: str) -> Iterator[Pooler | 
     command = find_pgbouncer()
     if command is None:
         skip_or_fail(NO_PGBOUNCER)
-    if mode == "transaction":  # what a session sets there reaches whoever comes next, so it is the server that sets it
-        with psycopg.connect(database_url, autocommit=True) as admin:
-            name = Identifier(str(sa.make_url(database_url).database))
-            admin.execute(SQL("ALTER DATABASE {} SET search_path = ''").format(name))
-    with running_pgbouncer(command, database_url, mode, default_pool_size="150", max_client_conn="400") as url:
+    with (
+        # What a session sets there reaches whoever comes next, so it is the server that sets it.
+        _empty_search_path(database_url) if mode == "transaction" else nullcontext(),
+        running_pgbouncer(command, database_url, mode, default_pool_size="150", max_client_conn="400") as url,
+    ):
         yield Pooler(mode, url)
+
+
+@contextmanager
+def _empty_search_path(database_url: str) -> Iterator[None]:
+    """Whoever connects to the database begins with it; taken back afterwards, as the database may be a given one."""
+    name = Identifier(str(sa.make_url(database_url).database))
+    with psycopg.connect(database_url, autocommit=True, application_name=SESSION_APPLICATION) as admin:
+        admin.execute(SQL("ALTER DATABASE {} SET search_path = ''").format(name))
+        yield
+        admin.execute(SQL("ALTER DATABASE {} RESET search_path").format(name))
 
 
 @pytest.fixture(scope="session")
@@ -214,6 +228,8 @@ def new_engine(
             adapter_url(url, adapter), asynchronous=adapter in ASYNC_ADAPTERS, application_name="riverq_test", **options
         )
         if pooler.mode == "transaction":
+            if search_path or (adapter == "pg8000" and options.get("isolation_level") not in (None, "AUTOCOMMIT")):
+                raise ValueError("what a session sets does not stay with it in transaction mode (mark the test)")
             return engine
     elif adapter in ASYNC_ADAPTERS:
         engine = create_async_engine(adapter_url(url, adapter), **options)

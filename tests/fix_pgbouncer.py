@@ -31,6 +31,11 @@ class Pooler:
     mode: str
     url: str
 
+    @property
+    def keeps_sessions(self) -> bool:
+        """Whether a client that loses its server's connection notices, and one that sets something finds it again."""
+        return self.mode == "session"
+
     def clients(self, but: str) -> dict[Any, str]:
         """The connections that clients hold open to it, but for those with this application name."""
         others = [row for row in self._show("CLIENTS") if row["application_name"] != but]
@@ -39,6 +44,10 @@ class Pooler:
             (row["ptr"], row["port"], row["connect_time"]): f"{row['application_name'] or 'unnamed'} ({row['state']})"
             for row in others
         }
+
+    def clients_named(self, application: str) -> list[int]:
+        """The ports of the connections that clients with this application name hold open to it."""
+        return [int(row["port"]) for row in self._show("CLIENTS") if row["application_name"] == application]
 
     def linked_backends(self) -> set[int]:
         """The pids of the server's backends that are some client's at this moment."""
@@ -58,9 +67,13 @@ def find_pgbouncer() -> str | None:
 
 def _configuration(url: sa.URL, pool_mode: str, port: int, settings: dict[str, str]) -> str:
     """`auth_type = any` logs everybody in as the user of the database line."""
-    target = {"host": url.host, "port": url.port or 5432, "dbname": url.database, "user": url.username}
-    if url.password:
-        target["password"] = url.password
+    target = {
+        "host": url.host or url.query.get("host"),
+        "port": url.port or 5432,
+        "dbname": url.database,
+        "user": url.username,
+        "password": url.password,
+    }
     options = {
         "listen_addr": "127.0.0.1",
         "listen_port": str(port),
@@ -70,7 +83,7 @@ def _configuration(url: sa.URL, pool_mode: str, port: int, settings: dict[str, s
         "max_client_conn": "200",
         **settings,
     }
-    lines = ["[databases]", f"{url.database} = {' '.join(f'{k}={v}' for k, v in target.items())}", "[pgbouncer]"]
+    lines = ["[databases]", f"{url.database} = {' '.join(f'{k}={v}' for k, v in target.items() if v)}", "[pgbouncer]"]
     return "\n".join([*lines, *(f"{name} = {value}" for name, value in options.items()), ""])
 
 

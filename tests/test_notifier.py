@@ -169,6 +169,7 @@ async def test_pool_that_is_disposed_of_or_recycled_does_not_end_it(
     await notifier.stop()
 
 
+@pytest.mark.listens
 async def test_outage_and_recovery_are_each_told_once(
     ctx: ServiceContext, make_engine: EngineMaker, sender: Sender, schema: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -43,6 +43,7 @@ def named_engine(adapter: str, make_engine: EngineMaker) -> Any:
     return make_engine(adapter, connect_args=name)
 
 
+@pytest.mark.own_session("as many backends as clients, with their names")
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -28,6 +28,7 @@ def test_every_adapter_reaches_the_database_with_an_empty_search_path(
     assert database == sa.make_url(database_url).database
 
 
+@pytest.mark.own_session("the search_path that it asks for")
 async def test_make_engine_gives_the_face_that_the_adapter_names(make_engine: EngineMaker, adapter: str) -> None:
     engine = make_engine(adapter, search_path="public")
     assert isinstance(engine, AsyncEngine) == (adapter in ASYNC_ADAPTERS)

@@ -1,4 +1,4 @@
-"""The marks that leave a test out behind a pooler: which reasons they carry, and that nobody is left out unsaid."""
+"""The marks that leave a test out behind a pooler say why."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ast
 
 import pytest
 
-from tests.house.source import ROOT, parse, python_files, where
+from tests.house.source import parse, python_files, where
 
-REASONED = "direct"
-MARKS = {REASONED, "listens"}
+REASONED = {"direct", "own_session"}
+MARKS = REASONED | {"listens"}
 
 
 def _reason(node: ast.expr) -> str | None:
@@ -38,19 +38,13 @@ def _wrong(tree: ast.AST) -> list[ast.expr]:
     return [
         node
         for name, node in _uses(tree)
-        if (len((_reason(node) or "").split()) < 3 if name == REASONED else isinstance(node, ast.Call))
+        if (len((_reason(node) or "").split()) < 3 if name in REASONED else isinstance(node, ast.Call))
     ]
 
 
 def test_a_test_that_a_pooler_makes_pointless_says_why() -> None:
     wrong = [where(path, node) for path in python_files("tests") for node in _wrong(parse(path))]
     assert not wrong, f'expected @pytest.mark.direct("a few words why") and a bare @pytest.mark.listens, got: {wrong}'
-
-
-def test_marks_that_leave_a_test_out_are_in_use() -> None:
-    """A mark that nobody has any more belongs out of pyproject.toml, and this check with it."""
-    used = {name for path in (ROOT / "tests").rglob("test_*.py") for name, _ in _uses(parse(path))}
-    assert used == MARKS
 
 
 @pytest.mark.parametrize(
@@ -61,6 +55,8 @@ def test_marks_that_leave_a_test_out_are_in_use() -> None:
         ('@pytest.mark.direct("because")', True),
         ("@pytest.mark.direct", True),
         ("@pytest.mark.direct()", True),
+        ("@pytest.mark.own_session()", True),
+        ('@pytest.mark.own_session("the lock of a connection")', False),
         ("@pytest.mark.listens", False),
         ('@pytest.mark.listens("a reason that everybody knows")', True),
     ],

@@ -187,6 +187,7 @@ def plain_role(database_url: str, schema: str) -> Iterator[str]:
         admin.execute(f"DROP ROLE {role}")
 
 
+@pytest.mark.own_session("the role that its connection takes on")
 @pytest.mark.parametrize("adapter", ["psycopg", "asyncpg"])
 async def test_where_locks_cannot_be_read_silence_alone_counts(
     setup: Setup, plain_role: str, adapter: str, caplog: pytest.LogCaptureFixture
@@ -207,6 +208,7 @@ def become(conn: Any, schema: str, role: str) -> None:
     conn.exec_driver_sql(f"SET ROLE {role}")
 
 
+@pytest.mark.own_session("the role that its connection takes on")
 async def test_what_else_is_not_allowed_is_an_error(setup: Setup, plain_role: str, table: Table) -> None:
     setup.client("dead", HOUR)
     job = setup.run()

@@ -300,6 +300,7 @@ async def test_jobs_go_on_while_an_index_is_rebuilt(setup: Setup) -> None:
     assert await reindexer.rebuilt.wait() == PKEY
 
 
+@pytest.mark.direct("goes through PgBouncers of its own")
 @pytest.mark.pgbouncer
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 async def test_behind_a_pooler_it_ends_in_time_and_leaves_nothing_in_the_session(

@@ -178,6 +178,8 @@ class House:
         self.executor_config = ExecutorConfig()
         self.services: list[Any] = []
         self.settled: TestSignal[Settled] = TestSignal[Settled]().watch()
+        self.gates: list[asyncio.Event] = []
+        """What jobs still wait for; opened at the end, so that a test that fails does not wait for them for ever."""
         self._completer: Completer | None = None
 
     @property
@@ -232,6 +234,8 @@ class House:
         return [await self.settled.wait() for _ in contexts]
 
     async def close(self) -> None:
+        for gate in self.gates:
+            gate.set()
         await stop_all(reversed(self.services))
         self.threads.shutdown(wait=False)
         await self.db.close()
@@ -281,6 +285,7 @@ class Blocking:
     def __init__(self, house: House) -> None:
         self.began: asyncio.Queue[int] = asyncio.Queue()
         self.go_on = asyncio.Event()
+        house.gates.append(self.go_on)
         self.reasons: list[str | None] = []
 
         @house.workers.work(kind="echo", timeout=NEVER)

@@ -58,6 +58,7 @@ PAYLOADS: dict[str, Callable[[int], str]] = {
 }
 
 
+@pytest.mark.listens
 @pytest.mark.parametrize("form", PAYLOADS)
 async def test_from_a_client_in_any_language(house: House, form: str) -> None:
     worker = Blocking(house)
@@ -70,6 +71,7 @@ async def test_from_a_client_in_any_language(house: House, form: str) -> None:
     assert worker.reasons == ["cancelled"]
 
 
+@pytest.mark.listens
 async def test_on_every_adapter(any_house: House) -> None:
     house = any_house
     worker = Blocking(house)
@@ -86,6 +88,7 @@ async def test_on_every_adapter(any_house: House) -> None:
     await cancelled(house, job_id)
 
 
+@pytest.mark.listens
 async def test_in_a_transaction_it_counts_from_the_commit(house: House) -> None:
     worker = Blocking(house)
     [job_id] = house.rows.insert()
@@ -103,6 +106,7 @@ async def test_in_a_transaction_it_counts_from_the_commit(house: House) -> None:
     await cancelled(house, job_id)
 
 
+@pytest.mark.listens
 async def test_during_a_stop_that_waits_for_the_job(house: House) -> None:
     worker = Blocking(house)
     [job_id] = house.rows.insert()
@@ -116,11 +120,12 @@ async def test_during_a_stop_that_waits_for_the_job(house: House) -> None:
     await cancelled(house, job_id)
 
 
+@pytest.mark.listens
 async def test_while_nobody_listened(house: House) -> None:
     """Marked after the listener's connection was gone and before there was another: nobody heard of it."""
     worker = Blocking(house)
     [job_id] = house.rows.insert()
-    producer, notifier = await listening(house)
+    _, notifier = await listening(house)
     await worker.wait()
     make, gate = house.driver.listener, asyncio.Event()
 
@@ -139,8 +144,6 @@ async def test_while_nobody_listened(house: House) -> None:
 
     notifier._make_listener = Held
     notifier.disconnected.watch()
-    while producer.control.checked.waiting:
-        await producer.control.checked.wait()
     house.rows.sql(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
         "AND query LIKE 'LISTEN%%' AND pid <> pg_backend_pid()"
@@ -148,12 +151,13 @@ async def test_while_nobody_listened(house: House) -> None:
     await notifier.disconnected.wait()
     house.rows.cancel_running(job_id)
     house.rows.notify("river_control", payload(job_id))
-    assert (producer.control.checked.waiting, worker.reasons) == (0, [])
+    assert worker.reasons == []
     gate.set()
     await cancelled(house, job_id)
     await until(lambda: notifier.is_delivering)
 
 
+@pytest.mark.listens
 async def test_of_a_job_retried_after_an_earlier_cancellation(house: House) -> None:
     """The old mark is in the row when it is claimed, and cancels nothing; a new one does."""
     worker = Blocking(house)
@@ -170,6 +174,7 @@ async def test_of_a_job_retried_after_an_earlier_cancellation(house: House) -> N
     await cancelled(house, job_id)
 
 
+@pytest.mark.listens
 async def test_ten_thousand_at_once_for_jobs_that_run_elsewhere(house: House) -> None:
     worker = Blocking(house)
     mine = house.rows.insert(count=10)
@@ -199,6 +204,7 @@ async def test_ten_thousand_at_once_for_jobs_that_run_elsewhere(house: House) ->
         await house.settled.wait()
 
 
+@pytest.mark.listens
 async def test_all_of_a_thousand_running_jobs(house: House) -> None:
     worker = Blocking(house)
     mine = house.rows.insert(count=1000)
@@ -302,6 +308,7 @@ async def test_a_claim_that_failed_keeps_nothing_of_what_was_heard(
 # -- runs that others took
 
 
+@pytest.mark.listens
 async def test_a_lost_run_is_found_after_a_standstill(house: House) -> None:
     """The listener is well and nobody notifies: only the look at everything can find it."""
     worker = Blocking(house)
@@ -318,6 +325,7 @@ async def test_a_lost_run_is_found_after_a_standstill(house: House) -> None:
     assert (worker.reasons, house.rows.get(job_id)) == (["lost"], before)
 
 
+@pytest.mark.listens
 async def test_a_lost_run_is_found_within_a_minute_anyway(house: House) -> None:
     worker = Blocking(house)
     [job_id] = house.rows.insert()
