@@ -4,9 +4,13 @@ pg8000 uses unnamed statements only, so nothing has to be switched off; but it u
 every statement with parameters needs a transaction around it (`DriverCapabilities.autocommit`). `application_name` is
 the only startup parameter that PgBouncer takes from everybody.
 
-One thing is mended. When the server ends a connection it first says why; pg8000 keeps the reason, reads on, meets the
+Two things are mended. When the server ends a connection it first says why; pg8000 keeps the reason, reads on, meets the
 end of the stream, and reports only "network error". On engines made here a fatal error is raised when it is read, so
 that a terminated backend and PgBouncer's refusals have their names; SQLAlchemy is told that the connection is gone.
+
+And a notification is not decoded. pg8000 does so as ASCII, in the middle of the protocol: one with any other character
+would fail the statement that met it, a COMMIT that succeeded, and leave the rest of the answer to the next statement.
+Behind PgBouncer in transaction mode that takes no LISTEN of one's own: another client's stays on the server.
 """
 
 from __future__ import annotations
@@ -14,13 +18,14 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import create_engine, event
-from sqlalchemy.engine import URL, Dialect, ExceptionContext
+from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from riverq.driver import AnyEngine
 from riverq.errors import DriverError
 
 _ERROR_RESPONSE = b"E"
+_NOTIFICATION_RESPONSE = b"A"
 _FATAL = frozenset({"FATAL", "PANIC"})
 
 
@@ -31,13 +36,12 @@ def make_engine(url: URL, *, asynchronous: bool, application_name: str, options:
     given = dict(options)
     connect_args = {"application_name": application_name, **given.pop("connect_args", {})}
     engine = create_engine(url.set(drivername="postgresql+pg8000"), connect_args=connect_args, **given)
-    event.listen(engine, "do_connect", _connect)
+    event.listen(engine, "connect", _mend, insert=True)
     event.listen(engine, "handle_error", _mark_fatal)
     return engine
 
 
-def _connect(dialect: Dialect, _record: ConnectionPoolEntry, args: tuple[Any, ...], params: dict[str, Any]) -> Any:
-    raw: Any = dialect.connect(*args, **params)
+def _mend(raw: Any, _record: ConnectionPoolEntry) -> None:
     usual = raw.message_types[_ERROR_RESPONSE]
 
     def raise_if_fatal(data: bytes, context: Any) -> None:
@@ -46,7 +50,11 @@ def _connect(dialect: Dialect, _record: ConnectionPoolEntry, args: tuple[Any, ..
             raise context.error
 
     raw.message_types[_ERROR_RESPONSE] = raise_if_fatal
-    return raw
+    raw.message_types[_NOTIFICATION_RESPONSE] = _overhear
+
+
+def _overhear(_data: bytes, _context: Any) -> None:
+    """Nobody listens here (a listener puts in its own): another client's LISTEN, left on a pooled server."""
 
 
 def _mark_fatal(context: ExceptionContext) -> None:
