@@ -17,4 +17,4 @@ async def test_no_renewal_is_missed_while_the_applications_pool_is_drained(
 ) -> None:
     async with four_drained(make_engine, schema_pool) as all_drained:
         assert len(all_drained) == 4
-        await asyncio.gather(*(drained.renewals(2) for drained in all_drained))
+        await asyncio.gather(*(drained.renewals(3) for drained in all_drained))
