@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from random import Random
 from typing import Final, Protocol, runtime_checkable
@@ -41,3 +42,21 @@ class DefaultRetryPolicy:
         if seconds >= LONGEST_RETRY.total_seconds():
             return LONGEST_RETRY
         return min(timedelta(seconds=seconds * (0.9 + 0.2 * rng.random())), LONGEST_RETRY)
+
+
+def retry_wait(retry: object, now: Callable[[], datetime]) -> timedelta:
+    """How far ahead the answer of a policy or a worker lies.
+
+    Raises TypeError or ValueError for one that cannot be written: of another type, naive, past, or too far ahead.
+    """
+    if isinstance(retry, datetime):
+        if retry.tzinfo is None:
+            raise ValueError(f"expected an aware datetime, got: {retry!r}")
+        wait = retry - now()
+    elif isinstance(retry, timedelta):
+        wait = retry
+    else:
+        raise TypeError(f"expected a timedelta or an aware datetime, got: {retry!r}")
+    if not timedelta(0) <= wait <= LONGEST_RETRY:
+        raise ValueError(f"expected a time from now to {LONGEST_RETRY.days} days ahead, got: {retry!r}")
+    return wait

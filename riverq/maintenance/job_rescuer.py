@@ -48,7 +48,7 @@ from riverq.query.job_rescue import (
 )
 from riverq.query.orphans import runs_of_living
 from riverq.registry import RegisteredWorker, Workers
-from riverq.retry_policy import LONGEST_RETRY, DefaultRetryPolicy, RetryPolicy
+from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy, retry_wait
 from riverq.service import ServiceContext, TestSignal
 
 if TYPE_CHECKING:
@@ -193,25 +193,13 @@ class StuckJobRules:
             if retry is None:
                 policy = (worker.retry_policy if worker is not None else None) or self._retry_policy
                 retry = policy.next_retry(row.job, rng=self._ctx.rng)
-            self._check(retry)
+            retry_wait(retry, self._ctx.clock.now)
         except Exception as error:  # noqa: BLE001  # whatever a user's policy raises must not cost the job
             self._ctx.log.warning(
                 "job %s: Asked the default retry policy, its own failed (error=%s)", row.job.id, error
             )
             return DefaultRetryPolicy().next_retry(row.job, rng=self._ctx.rng)
         return retry
-
-    def _check(self, retry: object) -> None:
-        if isinstance(retry, datetime):
-            if retry.tzinfo is None:
-                raise ValueError(f"expected an aware datetime, got: {retry!r}")
-            wait = retry - self._ctx.clock.now()
-        elif isinstance(retry, timedelta):
-            wait = retry
-        else:
-            raise TypeError(f"expected a timedelta or an aware datetime, got: {retry!r}")
-        if not timedelta(0) <= wait <= LONGEST_RETRY:
-            raise ValueError(f"expected a time from now to {LONGEST_RETRY.days} days ahead, got: {retry!r}")
 
 
 def _has_attempts(row: StuckRow) -> bool:

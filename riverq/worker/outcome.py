@@ -34,7 +34,7 @@ from typing import NamedTuple, TypeVar
 
 from riverq import state
 from riverq.errors import JobCancel, JobDiscard, JobSnooze, JobTimeoutError, RiverqError
-from riverq.retry_policy import LONGEST_RETRY, DefaultRetryPolicy, RetryPolicy
+from riverq.retry_policy import LONGEST_RETRY, DefaultRetryPolicy, RetryPolicy, retry_wait
 from riverq.state import SHORT_WAIT, SetState
 from riverq.worker.cancellation import CancelReason
 from riverq.worker.context import RunContext
@@ -166,27 +166,13 @@ def _retry(context: RunContext, error: BaseException, policies: Policies) -> tup
         retry = policies.worker(error)
         if retry is None:
             retry = policies.client.next_retry(context.row, rng=policies.rng)
-        return retry, _wait(retry, policies.now)
+        return retry, retry_wait(retry, policies.now)
     except Exception as defect:  # noqa: BLE001  # whatever a user's policy raises must not cost the job
         logging.getLogger("riverq").warning(
             "job %s: Asked the default retry policy, its own failed (error=%s)", context.claimed.id, describe(defect)
         )
     wait = _default_wait(context, policies.rng)
     return wait, wait
-
-
-def _wait(retry: object, now: Callable[[], datetime]) -> timedelta:
-    if isinstance(retry, datetime):
-        if retry.tzinfo is None:
-            raise ValueError(f"expected an aware datetime, got: {retry!r}")
-        wait = retry - now()
-    elif isinstance(retry, timedelta):
-        wait = retry
-    else:
-        raise TypeError(f"expected a timedelta or an aware datetime, got: {retry!r}")
-    if not timedelta(0) <= wait <= LONGEST_RETRY:
-        raise ValueError(f"expected a time from now to {LONGEST_RETRY.days} days ahead, got: {retry!r}")
-    return wait
 
 
 def _default_wait(context: RunContext, rng: random.Random) -> timedelta:
