@@ -101,6 +101,22 @@ class JobNotFoundError(RiverqError, LookupError):
         self.job_id = job_id
 
 
+class JobRunningError(RiverqError):
+    """The job is running, and what was asked for is only done to jobs that are not."""
+
+    def __init__(self, job_id: int, what: str = "deleted") -> None:
+        super().__init__(f"job {job_id} is running and cannot be {what} (cancel it, or wait for its end)")
+        self.job_id = job_id
+
+
+class JobConflictError(RiverqError):
+    """The job cannot take the state that was asked for: another job holds its unique key. Nothing was changed."""
+
+    def __init__(self, job_id: int, what: str = "retried") -> None:
+        super().__init__(f"job {job_id} cannot be {what}: another job holds its unique key (cancel or delete that one)")
+        self.job_id = job_id
+
+
 class JobRunLostError(RiverqError):
     """The run that wanted to write is no longer the job's run: rescued, deleted, cancelled or finished elsewhere.
 

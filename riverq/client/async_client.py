@@ -11,12 +11,16 @@ from typing import TypeVar, Unpack
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from riverq.client.control_verbs import AsyncControlVerbs, Verb
+from riverq.client.control_verbs import AsyncControlVerbs
 from riverq.client.core import Core, find_schema
+from riverq.client.job_verbs import AsyncJobVerbs
 from riverq.client.lifecycle import Engines, Faces, Runtime
+from riverq.client.list_verbs import AsyncListVerbs
 from riverq.client.queues import AsyncQueues, Change
 from riverq.client.session import AsyncAnySession, run_in_session
+from riverq.client.subscribing import AsyncSubscribing
 from riverq.client.transact import in_transaction_async
+from riverq.client.verb import Verb
 from riverq.config import Config
 from riverq.database import translating
 from riverq.driver import Driver
@@ -31,7 +35,7 @@ from riverq.worker.context import refuse_in_own_job
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncControlVerbs):
+class AsyncClient(AsyncJobVerbs, AsyncListVerbs, AsyncControlVerbs, AsyncSubscribing):
     """Inserts jobs, and works them when its config has queues, on an async engine (psycopg or asyncpg).
 
     `engine_or_driver` is the application's engine, or a riverq driver bound to one. `control_engine` and

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from sqlalchemy import Connection, Engine
 
-from riverq.client.control_verbs import ControlVerbs, Verb
+from riverq.client.control_verbs import ControlVerbs
 from riverq.client.core import Core, find_schema
+from riverq.client.job_verbs import JobVerbs
 from riverq.client.lifecycle import Engines, Faces, Runtime
+from riverq.client.list_verbs import ListVerbs
 from riverq.client.loop_thread import LoopThread
 from riverq.client.queues import Change, Queues, refuse_in_own_loop, without_waiting
 from riverq.client.session import SyncSession, sync_connection
+from riverq.client.subscribing import Subscribing
 from riverq.client.transact import in_transaction
+from riverq.client.verb import Verb
 from riverq.config import Config
 from riverq.database import translating
 from riverq.driver import Driver
@@ -39,7 +43,7 @@ BRIDGE_THREADS = 8
 """Transactions that `async def` workers of a sync client may have under way at once through `job.async_client`."""
 
 
-class Client(ControlVerbs):
+class Client(JobVerbs, ListVerbs, ControlVerbs, Subscribing):
     """Inserts jobs, and works them when its config has queues, on a sync engine (psycopg or pg8000).
 
     `engine_or_driver` is the application's engine, or a riverq driver bound to one. `control_engine` and

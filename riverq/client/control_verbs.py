@@ -1,27 +1,23 @@
-"""What a client can be told to do to jobs, queues and the leader, beside inserting: each a function of a connection.
+"""What a client can be told to do to queues and the leader: each a function of a connection.
 
 Every verb runs in a transaction of its own, or in that of `session=`: there it is committed, and heard, with everything
 else. Nothing of it depends on whether this client works jobs, or on which client does.
-
-A transaction that will be prepared for a two-phase commit cannot notify, and a change that no client hears of could go
-unnoticed for minutes; such a session is refused before anything is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection
 
 from riverq.client.session import AsyncAnySession, SyncSession
+from riverq.client.verb import Verb, refuse_two_phase
 from riverq.codec import encode
-from riverq.errors import JobNotFoundError, QueueNotFoundError, SchemaError, SessionError, UsageError
-from riverq.job import JobRow
+from riverq.errors import QueueNotFoundError, SchemaError, UsageError
 from riverq.notification import Topic
-from riverq.query.job_edit import job_cancel
-from riverq.query.notify import can_notify, notify_many
+from riverq.query.notify import notify_many
 from riverq.query.queue import ALL, queue_get, queue_list, queue_pause, queue_resume, queue_update
 from riverq.query.schema import table_exists
 from riverq.queue import Queue
@@ -33,14 +29,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGEST_ID = 2**63 - 1
 LARGEST_LIST = 10_000
 MOMENT = timedelta(milliseconds=1)
 
 REQUEST_RESIGN = '{"action":"request_resign","leader_id":""}'
 """Byte for byte what Go River sends. An empty id means whoever leads."""
-
-Verb = Callable[[Connection, str], T]
 
 
 class ControlVerbs:
@@ -51,16 +44,6 @@ class ControlVerbs:
     """
 
     _runtime: Runtime | None
-
-    def job_cancel(self, job_id: int, *, session: SyncSession | None = None) -> JobRow:
-        """Cancel a job, and return its row.
-
-        A job that waits is `cancelled` at once. A running one is marked, and the client that runs it is told when the
-        transaction commits; its worker then decides how it ends. One that has ended already is returned unchanged.
-
-        Raises JobNotFoundError, and ConfigError for what cannot be an id.
-        """
-        return self._control(session, _job_cancel(job_id))
 
     def queue_get(self, name: str, *, session: SyncSession | None = None) -> Queue:
         """One queue, as it stands in the tables. Raises QueueNotFoundError where no client has worked it."""
@@ -125,16 +108,6 @@ class AsyncControlVerbs:
 
     _runtime: Runtime | None
 
-    async def job_cancel(self, job_id: int, *, session: AsyncAnySession | None = None) -> JobRow:
-        """Cancel a job, and return its row.
-
-        A job that waits is `cancelled` at once. A running one is marked, and the client that runs it is told when the
-        transaction commits; its worker then decides how it ends. One that has ended already is returned unchanged.
-
-        Raises JobNotFoundError, and ConfigError for what cannot be an id.
-        """
-        return await self._control(session, _job_cancel(job_id))
-
     async def queue_get(self, name: str, *, session: AsyncAnySession | None = None) -> Queue:
         """One queue, as it stands in the tables. Raises QueueNotFoundError where no client has worked it."""
         return await self._control(session, _queue_get(name))
@@ -191,19 +164,6 @@ class AsyncControlVerbs:
 # -- what both do: what can be wrong with the arguments is found when the verb is made, before there is a connection
 
 
-def _job_cancel(job_id: int) -> Verb[JobRow]:
-    integer("job_id", job_id, 1, LARGEST_ID)
-
-    def verb(conn: Connection, schema: str) -> JobRow:
-        _refuse_two_phase(conn)
-        row = job_cancel(conn, schema, job_id)
-        if row is None:
-            raise JobNotFoundError(job_id)
-        return row
-
-    return verb
-
-
 def _queue_get(name: str) -> Verb[Queue]:
     _check_name(name)
     return lambda conn, schema: _found(queue_get(conn, schema, name), name)
@@ -219,7 +179,7 @@ def _queue_pause(name: str, until: datetime | timedelta | None) -> Verb[None]:
     _check_until(until)
 
     def verb(conn: Connection, schema: str) -> None:
-        _refuse_two_phase(conn)
+        refuse_two_phase(conn)
         own_tables = table_exists(conn, schema, "riverq_queue")
         if until is not None and not own_tables:
             raise SchemaError(
@@ -236,7 +196,7 @@ def _queue_resume(name: str) -> Verb[None]:
     _check_name(name)
 
     def verb(conn: Connection, schema: str) -> None:
-        _refuse_two_phase(conn)
+        refuse_two_phase(conn)
         if not queue_resume(conn, schema, name, own_tables=table_exists(conn, schema, "riverq_queue")):
             raise QueueNotFoundError(name)
 
@@ -251,14 +211,14 @@ def _queue_update(name: str, metadata: Mapping[str, Any] | None) -> Verb[Queue]:
 
     def verb(conn: Connection, schema: str) -> Queue:
         if encoded is not None:
-            _refuse_two_phase(conn)
+            refuse_two_phase(conn)
         return _found(queue_update(conn, schema, name, encoded), name)
 
     return verb
 
 
 def _request_resign(conn: Connection, schema: str) -> None:
-    _refuse_two_phase(conn)
+    refuse_two_phase(conn)
     notify_many(conn, schema, Topic.LEADERSHIP, [REQUEST_RESIGN])
 
 
@@ -272,13 +232,6 @@ def _found(queue: Queue | None, name: str) -> Queue:
     if queue is None:
         raise QueueNotFoundError(name)
     return queue
-
-
-def _refuse_two_phase(conn: Connection) -> None:
-    if not can_notify(conn):
-        raise SessionError(
-            "a two-phase transaction cannot notify the clients (leave session= out, or give a session without twophase)"
-        )
 
 
 def _check_name(name: object) -> None:

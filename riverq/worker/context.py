@@ -136,6 +136,10 @@ class RunContext:
         if self.timeout is not None:
             self.due_at = now + self.timeout.total_seconds()
 
+    def ended(self, error: BaseException | None) -> BaseException | None:
+        """The worker has ended, with `error` or by returning; gives the error that the attempt ends with."""
+        return error
+
     @property
     def thread_runs(self) -> bool:
         """Whether a thread is at work for this run."""

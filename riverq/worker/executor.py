@@ -114,6 +114,7 @@ class Executor:
         else:
             error = await call_cancellable(partial(self._work, attempt), context.cancelled)
             context.due_at = inf
+            error = context.ended(error)
         if context.thread_runs:
             self._ctx.log.warning(
                 "job %s: Left its thread at work, its row stays running and will be rescued (kind=%s)",

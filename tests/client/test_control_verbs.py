@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 import riverq
 from riverq.client.control_verbs import AsyncControlVerbs, ControlVerbs
+from riverq.client.job_verbs import JobVerbs
 from riverq.errors import JobNotFoundError, QueueNotFoundError
 from riverq.query.queue import queue_create_or_touch
 from tests.client.faces import SESSION_KINDS, Greet, jobs, make_client, open_session, settle
@@ -58,7 +59,7 @@ def rows(table: Table) -> Any:
 
 
 def test_every_verb_is_tried_here() -> None:
-    found = {name for name in vars(ControlVerbs) if not name.startswith("_")} - {"stats"}
+    found = {name for name in (*vars(ControlVerbs), *vars(JobVerbs)) if not name.startswith("_")} - {"stats"}
     assert found == set(VERBS)
     assert all(inspect.iscoroutinefunction(getattr(AsyncControlVerbs, name)) for name in VERBS)
 
