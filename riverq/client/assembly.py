@@ -129,6 +129,10 @@ def connect(core: Core, engines: Engines, found: Surveyed | None) -> Databases:
     general = Database(control, core.driver, schema=schema, slots=CONTROL_CONNECTIONS - 1, owns_engine=owned)
     slow_lane = Database(slow, core.driver, schema=schema, slots=1, owns_engine=owned)
     source = engines.control or core.engine
+    if found is not None:
+        core.found(found.schema, found.server)
+        for engine in (control, slow, listener):
+            core.remember_server(engine)
 
     def open_one() -> Database:
         own = shared or control_engine(source, size=1)

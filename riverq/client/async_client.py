@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq.client.control_verbs import AsyncControlVerbs
-from riverq.client.core import Core, find_schema
+from riverq.client.core import Core, look_up
 from riverq.client.job_verbs import AsyncJobVerbs
 from riverq.client.lifecycle import Engines, Faces, Runtime
 from riverq.client.list_verbs import AsyncListVerbs
@@ -261,8 +261,13 @@ class AsyncClient(AsyncJobVerbs, AsyncListVerbs, AsyncControlVerbs, AsyncSubscri
     async def _on(self, session: AsyncAnySession | None, fn: Callable[[Connection], T]) -> T:
         if session is None:
             return await self._transact(fn)
+
+        def fn_there(conn: Connection) -> T:
+            self._core.remember_server(conn)
+            return fn(conn)
+
         with translating(self._core.driver):
-            return await run_in_session(session, fn)
+            return await run_in_session(session, fn_there)
 
     async def _transact(self, fn: Callable[[Connection], T]) -> T:
         return await in_transaction_async(self._core.engine, self._core.driver, fn)
@@ -275,9 +280,11 @@ class AsyncClient(AsyncJobVerbs, AsyncListVerbs, AsyncControlVerbs, AsyncSubscri
     async def _find_schema(self) -> str:
         own, is_ours = self._engines.for_lookup(self._core.engine)
         try:
-            return await in_transaction_async(
-                own, self._core.driver, lambda conn: find_schema(conn, "", self._core.config.schema)
+            found = await in_transaction_async(
+                own, self._core.driver, lambda conn: look_up(conn, "", self._core.config.schema)
             )
+            self._core.found(*found)
+            return found[0]
         finally:
             if is_ours and isinstance(own, AsyncEngine):
                 await own.dispose()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from sqlalchemy import Connection, Engine
 
 from riverq.client.control_verbs import ControlVerbs
-from riverq.client.core import Core, find_schema
+from riverq.client.core import Core, look_up
 from riverq.client.job_verbs import JobVerbs
 from riverq.client.lifecycle import Engines, Faces, Runtime
 from riverq.client.list_verbs import ListVerbs
@@ -288,7 +288,9 @@ class Client(JobVerbs, ListVerbs, ControlVerbs, Subscribing):
         if session is None:
             return self._transact(fn)
         with translating(self._core.driver):
-            return fn(sync_connection(session))
+            conn = sync_connection(session)
+            self._core.remember_server(conn)
+            return fn(conn)
 
     def _transact(self, fn: Callable[[Connection], T]) -> T:
         return in_transaction(self._core.engine, self._core.driver, fn)
@@ -301,7 +303,9 @@ class Client(JobVerbs, ListVerbs, ControlVerbs, Subscribing):
     def _find_schema(self) -> str:
         own, is_ours = self._engines.for_lookup(self._core.engine)
         try:
-            return in_transaction(own, self._core.driver, lambda conn: find_schema(conn, "", self._core.config.schema))
+            found = in_transaction(own, self._core.driver, lambda conn: look_up(conn, "", self._core.config.schema))
+            self._core.found(*found)
+            return found[0]
         finally:
             if is_ours and isinstance(own, Engine):
                 own.dispose()

@@ -19,13 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from riverq.client.queues import QueueSet
 from riverq.config import Config, QueueConfig
-from riverq.driver import AnyEngine, Driver, ServerCapabilities, load_driver
+from riverq.driver import POSTGRES, AnyEngine, Driver, ServerCapabilities, load_driver
 from riverq.errors import ConfigError, SchemaError, UnknownJobKindError, UsageError
 from riverq.insert import NotifyLimiter
 from riverq.insert_opts import ClientDefaults, InsertItem, InsertParams, resolve
 from riverq.job_args import spec_of
 from riverq.periodic import PeriodicJobs
 from riverq.query.schema import current_schema, migration_versions, server_capabilities, table_exists
+from riverq.query.statement import remember_server, server_of
 from riverq.service import ServiceContext
 from riverq.validation import fail, nearest
 
@@ -57,6 +58,7 @@ class Core:
             self.config.periodic_jobs, may_lead=self.config.leader_election, clock=self.ctx.clock
         )
         self.schema: str | None = None
+        self.server: ServerCapabilities = POSTGRES
         self._pid = os.getpid()
 
     @property
@@ -68,6 +70,16 @@ class Core:
     def queues(self) -> dict[str, QueueConfig]:
         """What is to be worked now: the configured queues, with what was added, removed and changed since. A copy."""
         return self.queue_set.snapshot()
+
+    def found(self, schema: str, server: ServerCapabilities) -> None:
+        """This is what the database is; statements on the client's engine are written for it from here on."""
+        self.schema, self.server = schema, server
+        self.remember_server(self.engine)
+
+    def remember_server(self, conn: Connection | AnyEngine) -> None:
+        """A session of another engine, too, leads to the same server."""
+        if server_of(conn.dialect) != self.server:
+            remember_server(conn.dialect, self.server)
 
     def check_process(self) -> None:
         """Raises UsageError in a forked child: pools, threads and loops do not survive a fork."""
@@ -120,6 +132,11 @@ class Core:
             f"this client has workers, but none for kind {kind!r}: {nearest(kind, workers.kinds())} "
             "(register one, or set skip_unknown_job_check=True where other clients work it)"
         )
+
+
+def look_up(conn: Connection, _schema: str, configured: str | None) -> tuple[str, ServerCapabilities]:
+    """The schema, as `find_schema` finds it, and what the server can do."""
+    return find_schema(conn, "", configured), server_capabilities(conn)
 
 
 def find_schema(conn: Connection, _schema: str, configured: str | None) -> str:

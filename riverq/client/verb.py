@@ -12,7 +12,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from riverq.errors import SessionError
-from riverq.query.notify import can_notify
+from riverq.query.notify import in_two_phases
 from riverq.validation import integer
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def check_job_id(job_id: object) -> None:
 
 def refuse_two_phase(conn: Connection) -> None:
     """Raises SessionError for a transaction that cannot notify."""
-    if not can_notify(conn):
+    if in_two_phases(conn):
         raise SessionError(
             "a two-phase transaction cannot notify the clients (leave session= out, or give a session without twophase)"
         )

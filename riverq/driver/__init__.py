@@ -53,6 +53,10 @@ class ServerCapabilities:
     returning_old: bool = False
 
 
+POSTGRES = ServerCapabilities(version_num=140000)
+"""What every Postgres that riverq supports can do."""
+
+
 class Notification(NamedTuple):
     """What a NOTIFY delivered."""
 

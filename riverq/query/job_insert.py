@@ -4,9 +4,13 @@ Before: `riverq.insert` resolves and validates options, so that nothing here fai
 `query.notify` in the same transaction.
 
 A job whose unique key is taken is not inserted: the row that has the key is returned instead, marked as a duplicate.
-To be returned it must be written; the write sets `kind` to what it was, which changes nothing. `created_at` and
-`scheduled_at` are the statement's time, not the transaction's: a job of a ten-minute transaction is not ten minutes
-old.
+To be returned it must be written; the write sets `kind` to what it was, which changes nothing. A server tells which of
+the two a returned row is, new or there before, by what it was before the statement (`RETURNING old`, from Postgres 18
+on), else by `xmax`. Where it has neither, rows with a unique key are inserted with a nonce in their metadata
+(`river:unique_nonce`, as River's ports for such databases do), which a row that was there before does not have.
+
+`created_at` and `scheduled_at` are the statement's time, not the transaction's: a job of a ten-minute transaction is
+not ten minutes old.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -23,7 +28,7 @@ from riverq.insert_opts import InsertParams
 from riverq.job import InsertResult
 from riverq.query.array import bytea_array, integer_array, text_array
 from riverq.query.rows import job_columns, job_row
-from riverq.query.statement import TIMESTAMP, array_param, catalog, later, microseconds, stamp, time_param
+from riverq.query.statement import TIMESTAMP, array_param, catalog, later, microseconds, stamp, text_param, time_param
 from riverq.query.tables import Tables, statement
 from riverq.unique import MASK
 
@@ -45,7 +50,7 @@ def job_insert_many(
     transaction that has inserted the same key and not yet ended. Raises what the server says (23514, 22P05, …).
     """
     distinct = _distinct(params)
-    rows = _insert_returning.rows(conn, schema, **_insert_params(distinct.params, now))
+    rows = _insert_returning.rows(conn, schema, nonce=token_hex(16), **_insert_params(distinct.params, now))
     written = [InsertResult(job_row(row), row.skipped) for row in rows]
     return [
         written[index] if first else InsertResult(written[index].job, unique_skipped_as_duplicate=True)
@@ -153,7 +158,7 @@ def _delays(params: Sequence[InsertParams]) -> Iterator[int | None]:
 # -- the statements
 
 
-def _insert(t: Tables) -> pg.Insert:
+def _insert(t: Tables, *, with_nonce: bool = False) -> pg.Insert:
     types: dict[str, Any] = {
         "args": sa.Text(),
         "kind": sa.Text(),
@@ -172,6 +177,10 @@ def _insert(t: Tables) -> pg.Insert:
     columns: list[Any] = [sa.column(name, of) for name, of in types.items()]
     given = sa.func.unnest(*arrays).table_valued(*columns, with_ordinality="place").render_derived(name="given")
     selected = _selected(t, given.c)
+    if with_nonce:
+        nonce = catalog.jsonb_build_object(_NONCE_KEY, text_param("nonce"))
+        marked = sa.case((given.c.unique_key.is_not(None), nonce), else_=sa.literal_column("'{}'::jsonb"))
+        selected["metadata"] = selected["metadata"].op("||")(marked)
     return pg.insert(t.job).from_select(
         list(selected),
         # The ids follow the order of the batch, and RETURNING follows the rows as they are inserted.
@@ -213,13 +222,30 @@ def _arbiter(t: Tables) -> dict[str, Any]:
 
 @statement
 def _insert_returning(t: Tables) -> sa.Executable:
-    # xmax is set on a row that was there already, because the conflict locked it first.
-    skipped = sa.cast(sa.literal_column("xmax"), sa.Text()) != sa.literal_column("'0'")
     return (
-        _insert(t)
+        _insert(t, with_nonce=_needs_nonce(t))
         .on_conflict_do_update(**_arbiter(t), set_={"kind": t.job.c.kind})
-        .returning(*job_columns(t), skipped.label("skipped"))
+        .returning(*job_columns(t), _was_there(t).label("skipped"))
     )
+
+
+def _needs_nonce(t: Tables) -> bool:
+    return not t.server.returning_old and not t.server.xmax
+
+
+def _was_there(t: Tables) -> sa.ColumnElement[bool]:
+    """Whether a returned row is one that had the unique key before."""
+    if t.server.returning_old:
+        return sa.literal_column("old.id").is_not(None)
+    if t.server.xmax:
+        # It is set on a row that was there already, because the conflict locked it first.
+        return sa.cast(sa.literal_column("xmax"), sa.Text()) != sa.literal_column("'0'")
+    job = t.job.c
+    other = job.metadata.op("->>")(_NONCE_KEY).is_distinct_from(text_param("nonce"))
+    return sa.and_(job.unique_key.is_not(None), other)
+
+
+_NONCE_KEY: sa.ColumnElement[str] = sa.literal_column("'river:unique_nonce'")
 
 
 @statement

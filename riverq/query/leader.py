@@ -18,6 +18,7 @@ from riverq.query.statement import (
     integer_param,
     later,
     microseconds,
+    notified,
     now_param,
     stamp,
     text_param,
@@ -125,7 +126,7 @@ def _resign(t: Tables) -> sa.Executable:
         sa.literal_column("'action'"),
         sa.literal_column("'resigned'"),
     )
-    return sa.select(sa.cast(catalog.pg_notify(text_param("channel"), sa.cast(payload, sa.Text())), sa.Text()))
+    return sa.select(notified(text_param("channel"), sa.cast(payload, sa.Text())))
 
 
 @statement

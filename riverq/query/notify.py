@@ -1,4 +1,7 @@
-"""NOTIFY, in the caller's transaction: nothing is heard before it commits, or ever if it does not."""
+"""NOTIFY, in the caller's transaction: nothing is heard before it commits, or ever if it does not.
+
+Where the server has no NOTIFY nothing is sent, and clients poll for what they would have heard.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sqlalchemy as sa
 
 from riverq.notification import Topic, channel
 from riverq.query.array import text_array
-from riverq.query.statement import Statement, array_param, catalog, text_param
+from riverq.query.statement import Statement, array_param, notified, server_of, text_param
 
 
 def notify_many(conn: sa.Connection, schema: str, topic: Topic, payloads: Sequence[str]) -> bool:
@@ -25,14 +28,18 @@ def notify_raw(conn: sa.Connection, schema: str, channel: str, payload: str) -> 
 
 
 def can_notify(conn: sa.Connection) -> bool:
-    """Whether the transaction may NOTIFY: a two-phase one could not be prepared then; polling finds its jobs."""
-    return not isinstance(conn.get_transaction(), sa.TwoPhaseTransaction)
+    """Whether the transaction can NOTIFY: a two-phase one could not be prepared then; polling finds its jobs."""
+    return server_of(conn.dialect).listen_notify and not in_two_phases(conn)
+
+
+def in_two_phases(conn: sa.Connection) -> bool:
+    """Whether the transaction may be prepared for a two-phase commit."""
+    return isinstance(conn.get_transaction(), sa.TwoPhaseTransaction)
 
 
 def _notify(_: str) -> sa.Executable:
     payload = sa.func.unnest(array_param("payload", sa.Text())).column_valued("payload")
-    # As text: adapters disagree on what the type void is.
-    return sa.select(sa.cast(catalog.pg_notify(text_param("channel"), payload), sa.Text()))
+    return sa.select(notified(text_param("channel"), payload))
 
 
 _notify_statement = Statement(_notify)

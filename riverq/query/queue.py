@@ -33,6 +33,7 @@ from riverq.query.statement import (
     jsonb_param,
     later,
     microseconds,
+    notified,
     now_param,
     stamp,
     text_param,
@@ -280,7 +281,7 @@ def _is_all() -> sa.ColumnElement[bool]:
 
 
 def _notified(payload: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
-    return sa.cast(catalog.pg_notify(text_param("channel"), payload), sa.Text()).label("notified")
+    return notified(text_param("channel"), payload).label("notified")
 
 
 def _statement_now() -> sa.ColumnElement[datetime]:

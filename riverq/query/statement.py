@@ -5,6 +5,11 @@ table, its `schema_translate_map` rewrites `Table` constructs, its `json_seriali
 `Statement` compiles its Core expression once per kind of dialect and schema, and hands the text to the driver: every
 table, type and function is written out with its schema, quoted.
 
+Servers differ (`ServerCapabilities`): a statement that `notified` is part of, or that is built for a server, has one
+text for each kind. Which server a connection leads to is known by its dialect, which an engine shares with all that was
+made of it; a client remembers it there when it first looks the database up. Until then it is taken for a Postgres that
+can do what all of them can.
+
 Parameters cross as text, integers or None, and each is cast where it is used, so that no type is left to a driver's
 guess: `text_param`, `integer_param`, `jsonb_param`, `time_param`, `array_param`. Times cross as ISO text with an offset
 inwards and as microseconds since 1970 outwards, because a session's DateStyle and TimeZone change what a driver reads,
@@ -16,10 +21,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NULLTYPE, TypeEngine
+
+from riverq.driver import POSTGRES, ServerCapabilities
 
 # The application may have set these on its connection; a server-side cursor would DECLARE our INSERT and fail.
 _OPTIONS: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
@@ -34,13 +44,32 @@ catalog = sa.func.pg_catalog
 
 _Prepared = tuple[str, "tuple[str, ...] | None"]
 
+_servers: WeakKeyDictionary[sa.Dialect, ServerCapabilities] = WeakKeyDictionary()
+
+
+def remember_server(dialect: sa.Dialect, server: ServerCapabilities) -> None:
+    """From here on, statements on engines with this dialect fit this server."""
+    _servers[dialect] = server
+
+
+def server_of(dialect: sa.Dialect) -> ServerCapabilities:
+    """What is known of the server that engines with this dialect lead to."""
+    return _servers.get(dialect, POSTGRES)
+
 
 class Statement:
-    """One statement: `build` gives its Core expression for a schema, and is called once per schema and dialect."""
+    """One statement: `build` gives its Core expression, and is called once per schema, kind of dialect and server."""
 
     def __init__(self, build: Callable[[str], sa.Executable]) -> None:
-        self._build = build
-        self._prepared: dict[tuple[type, str, str], _Prepared] = {}
+        self._build: Callable[[str, ServerCapabilities], sa.Executable] = lambda schema, _: build(schema)
+        self._prepared: dict[tuple[type, str, str, ServerCapabilities], _Prepared] = {}
+
+    @classmethod
+    def by_server(cls, build: Callable[[str, ServerCapabilities], sa.Executable]) -> Statement:
+        """A statement whose expression depends on what the server can do."""
+        made = cls.__new__(cls)
+        made._build, made._prepared = build, {}
+        return made
 
     def execute(self, conn: sa.Connection, schema: str, /, **params: Any) -> sa.CursorResult[Any]:
         """Run it in `conn`'s transaction with `schema` written out. Every parameter must be given."""
@@ -58,17 +87,18 @@ class Statement:
 
         Two threads may both compile; they store equal values, so no lock is needed.
         """
-        key = (dialect.__class__, dialect.paramstyle, schema)
+        server = server_of(dialect)
+        key = (dialect.__class__, dialect.paramstyle, schema, server)
         prepared = self._prepared.get(key)
         if prepared is None:
-            compiled = self._compile(dialect, schema)
+            compiled = self._compile(dialect, schema, server)
             order = compiled.positiontup
             prepared = (compiled.string, None if order is None else tuple(order))
             self._prepared[key] = prepared
         return prepared
 
-    def _compile(self, dialect: sa.Dialect, schema: str) -> Any:
-        compiled: Any = self._build(schema).compile(dialect=dialect)  # type: ignore[attr-defined]  # every Executable here is a ClauseElement
+    def _compile(self, dialect: sa.Dialect, schema: str, server: ServerCapabilities) -> Any:
+        compiled: Any = self._build(schema, server).compile(dialect=dialect)  # type: ignore[attr-defined]  # every Executable here is a ClauseElement
         if any(bind.value is not None or bind.expanding for bind in compiled.binds.values()):
             raise AssertionError(f"a value was bound at build time instead of a parameter: {compiled.string}")
         return compiled
@@ -81,6 +111,27 @@ def sqlstate(error: sa.exc.DBAPIError) -> str | None:
     if code is None and original is not None and original.args and isinstance(original.args[0], dict):
         code = original.args[0].get("C")
     return code if isinstance(code, str) else None
+
+
+class _Notified(FunctionElement[str]):
+    """`pg_notify(channel, payload)`, or NULL where the server has no such thing; it is looked up when compiled."""
+
+    type = sa.Text()
+    inherit_cache = False
+
+
+@compiles(_Notified)
+def _notified(element: _Notified, compiler: Any, **options: Any) -> str:
+    arguments = compiler.process(element.clauses, **options)  # always, for every parameter given must be used
+    if server_of(compiler.dialect).listen_notify:
+        # As text: adapters disagree on what the type void is.
+        return f"CAST(pg_catalog.pg_notify({arguments}) AS text)"
+    return f"pg_catalog.concat({arguments})"
+
+
+def notified(channel: sa.ColumnElement[str], payload: sa.ColumnElement[str]) -> sa.ColumnElement[str]:
+    """The side effect of telling whoever listens on `channel` when the transaction commits, where the server can."""
+    return _Notified(channel, payload)
 
 
 # -- parameters, cast where they are used

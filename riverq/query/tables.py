@@ -15,6 +15,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import quoted_name
 from sqlalchemy.sql.functions import FunctionElement
 
+from riverq.driver import POSTGRES, ServerCapabilities
 from riverq.job import JobState
 from riverq.query.statement import TIMESTAMP, Statement, at_us, catalog
 
@@ -37,9 +38,13 @@ def _in_bitmask(element: _InBitmask, compiler: Any, **options: Any) -> str:
 
 
 class Tables:
-    """The tables, the state type and the function of one schema, quoted however the schema is spelt."""
+    """The tables, the state type and the function of one schema, quoted however the schema is spelt.
 
-    def __init__(self, schema: str) -> None:
+    `server` is what the server can do that a statement is written for.
+    """
+
+    def __init__(self, schema: str, server: ServerCapabilities = POSTGRES) -> None:
+        self.server = server
         self._schema = quoted_name(schema, True)
         self.metadata = sa.MetaData(schema=self._schema)
         self.state_type = pg.ENUM(
@@ -83,14 +88,14 @@ class Tables:
 
 
 @lru_cache(maxsize=64)
-def tables(schema: str) -> Tables:
+def tables(schema: str, server: ServerCapabilities = POSTGRES) -> Tables:
     """The tables of `schema`, made once."""
-    return Tables(schema)
+    return Tables(schema, server)
 
 
 def statement(build: Callable[[Tables], sa.Executable]) -> Statement:
     """Make the function that writes a statement into the statement."""
-    return Statement(lambda schema: build(tables(schema)))
+    return Statement.by_server(lambda schema, server: build(tables(schema, server)))
 
 
 def _job(metadata: sa.MetaData, state_type: pg.ENUM) -> sa.Table:
