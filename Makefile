@@ -56,6 +56,10 @@ test: setup ## Run the tests (ARGS="tests/query -k claim" picks some, WORKERS=0 
 test-faults: setup ## Kill, stop and cut off real workers for minutes, then prove every job's fate (ARGS="-k two_minutes")
 	RIVERQ_FAULTS=1 $(BIN)/pytest -n 0 -v tests/faults $(ARGS)
 
+.PHONY: test-interop
+test-interop: setup ## Run riverq and the real Go River as one fleet, and print what was shown (needs Go; ARGS="-k snooze")
+	RIVERQ_INTEROP=1 $(BIN)/pytest -n $(WORKERS) --dist load tests/interop $(ARGS)
+
 # Whatever goes through an engine of the tests goes through PgBouncer here; without it these tests are skipped, and say so.
 .PHONY: test-pgbouncer
 test-pgbouncer: setup ## Run the tests of queries, inserts, work, leader and control through PgBouncer (MODES="session transaction")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from riverq import migrate
 from riverq.client import AsyncClient, Client
+from riverq.client.job_changes import JobDeleteFilters
 from riverq.client.queues import AsyncQueues, Queues
+from riverq.client.subscribing import AsyncSubscription, Subscription
 from riverq.config import Config, QueueConfig
 from riverq.cron import CronSchedule, cron
 from riverq.errors import (
@@ -38,12 +40,15 @@ from riverq.errors import (
     UnknownJobKindError,
     UsageError,
 )
+from riverq.event import Event, EventKind, JobStatistics
 from riverq.fields import nanoseconds, omitempty
 from riverq.hook import AsyncInsertMiddleware, AsyncWorkMiddleware, InsertMiddleware, Middleware, WorkMiddleware
 from riverq.insert_opts import InsertItem, InsertOptions
-from riverq.job import AttemptError, InsertResult, Job, JobContext, JobRow, JobState
+from riverq.job import AttemptError, InsertResult, Job, JobContext, JobRow, JobState, StepCursor
 from riverq.job_args import RawArgs, TypedArgs, job_args
+from riverq.job_list import JobListOptions, JobPage
 from riverq.periodic import PeriodicHandle, PeriodicJob, PeriodicJobs, RegisteredPeriodicJob
+from riverq.query.job_count import JobCounts
 from riverq.queue import Queue
 from riverq.registry import NO_TIMEOUT, Worker, Workers
 from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
@@ -51,6 +56,7 @@ from riverq.schedule import Schedule, every, never
 from riverq.stats import ClientStats, LeaderStats, LivenessStats, LoopStats, QueueStats
 from riverq.stuck import StuckAnswer, StuckHandler, StuckJob
 from riverq.unique import UniqueOpts, unique
+from riverq.worker.error_handling import ErrorHandler, ErrorResult, PanicHandler
 
 __all__ = [
     "NO_TIMEOUT",
@@ -59,6 +65,7 @@ __all__ = [
     "AsyncClient",
     "AsyncInsertMiddleware",
     "AsyncQueues",
+    "AsyncSubscription",
     "AsyncWorkMiddleware",
     "AttemptError",
     "Client",
@@ -69,6 +76,10 @@ __all__ = [
     "DatabaseError",
     "DefaultRetryPolicy",
     "DriverError",
+    "ErrorHandler",
+    "ErrorResult",
+    "Event",
+    "EventKind",
     "InsertItem",
     "InsertMiddleware",
     "InsertOptions",
@@ -77,13 +88,18 @@ __all__ = [
     "JobCancel",
     "JobConflictError",
     "JobContext",
+    "JobCounts",
+    "JobDeleteFilters",
     "JobDiscard",
+    "JobListOptions",
     "JobNotFoundError",
+    "JobPage",
     "JobRow",
     "JobRunLostError",
     "JobRunningError",
     "JobSnooze",
     "JobState",
+    "JobStatistics",
     "JobTimeoutError",
     "LeaderStats",
     "LivenessStats",
@@ -91,6 +107,7 @@ __all__ = [
     "MayBeCommittedError",
     "Middleware",
     "MigrationError",
+    "PanicHandler",
     "PeriodicHandle",
     "PeriodicJob",
     "PeriodicJobs",
@@ -109,9 +126,11 @@ __all__ = [
     "Schedule",
     "SchemaError",
     "SessionError",
+    "StepCursor",
     "StuckAnswer",
     "StuckHandler",
     "StuckJob",
+    "Subscription",
     "TypedArgs",
     "UnavailableError",
     "UniqueOpts",

@@ -24,6 +24,7 @@ from riverq.retry_policy import DefaultRetryPolicy, RetryPolicy
 from riverq.schedule import Schedule
 from riverq.stuck import StuckHandler
 from riverq.validation import duration, fail, integer, known_options
+from riverq.worker.error_handling import ErrorHandler, check_error_handler
 
 C = TypeVar("C", bound=type)
 
@@ -98,9 +99,11 @@ class Config:
       all clients of a fleet.
     - `client_id`: at most 100 characters; made from host name and time when not given. Written to `attempted_by` and
       `river_leader`.
+    - `error_handler`: hears of each attempt that failed, and may cancel its job.
     - `fetch_cooldown` (100 ms): the least time between two claims of one queue. `fetch_poll_interval` (1 s): how often
       a queue is looked at when nothing is heard.
     - `fetch_eager` (True): claim again at once while claims come back full and slots are free.
+    - `fetch_only_known_kinds` (False): leave jobs of kinds that no worker is registered for to other clients.
     - `job_cleaner_timeout` (30 s): how long one statement of the job cleaner may take.
     - `job_stuck_threshold` (10 s): how long past its timeout a job may run on before it counts as stuck, and
       `job_stuck_handler` is told.
@@ -133,8 +136,10 @@ class Config:
     client_id: str | None = None
     completed_job_retention_period: timedelta | None = timedelta(hours=24)
     discarded_job_retention_period: timedelta | None = timedelta(days=7)
+    error_handler: ErrorHandler | None = None
     fetch_cooldown: timedelta = timedelta(milliseconds=100)
     fetch_eager: bool = True
+    fetch_only_known_kinds: bool = False
     fetch_poll_interval: timedelta = timedelta(seconds=1)
     job_cleaner_timeout: timedelta = timedelta(seconds=30)
     job_stuck_handler: StuckHandler | None = None
@@ -213,7 +218,7 @@ class Config:
             duration("rescue_stuck_jobs_after", self.rescue_stuck_jobs_after, self.job_timeout or MILLISECOND)
 
     def _check_kinds(self) -> None:
-        for name in ("fetch_eager", "leader_election", "poll_only", "skip_unknown_job_check"):
+        for name in ("fetch_eager", "fetch_only_known_kinds", "leader_election", "poll_only", "skip_unknown_job_check"):
             if not isinstance(getattr(self, name), bool):
                 raise fail(name, "to be True or False", getattr(self, name))
         if not isinstance(self.queues, Mapping):
@@ -222,6 +227,7 @@ class Config:
             raise fail("middleware", "to be a list", self.middleware)
         if isinstance(self.retry_policy, type) or not callable(getattr(self.retry_policy, "next_retry", None)):
             raise fail("retry_policy", "to be an object with a next_retry method", self.retry_policy)
+        check_error_handler(self.error_handler)
 
     def _check_queues(self) -> None:
         for name, queue in self.queues.items():

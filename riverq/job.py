@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("riverq")
 
 A = TypeVar("A")
+P = ParamSpec("P")
 
 
 class JobState(StrEnum):
@@ -169,6 +170,51 @@ class CancelSignal(Protocol):
         ...
 
 
+class StepCursor(Protocol):
+    """How far a cursor step has come: given to its body, and of use only there.
+
+    A cursor is anything that is JSON, encoded like args; at most 32 MiB.
+    """
+
+    @property
+    def value(self) -> Any:
+        """The cursor decoded from JSON, as it was last set or saved, by an earlier attempt too; None before that."""
+        ...
+
+    def set(self, value: object) -> None:
+        """The step has come so far; stored when the attempt ends, unless the step is done or the job succeeds.
+
+        Raises ConfigError where it is not JSON or too large.
+        """
+        ...
+
+    @overload
+    def save(self, value: object, *, session: Session | scoped_session[Any] | Connection) -> None: ...
+    @overload
+    def save(
+        self, value: object, *, session: AsyncSession | async_scoped_session[Any] | AsyncConnection
+    ) -> Coroutine[Any, Any, None]: ...
+    def save(self, value: object, *, session: Any) -> Any:
+        """The step has come so far, if the caller's transaction commits; else as `Job.save_step`."""
+        ...
+
+
+class JobSteps(Protocol):
+    """The steps of one attempt."""
+
+    def step(self, name: str, body: Callable[[], object]) -> Any:
+        """Run a step, or skip it."""
+        ...
+
+    def cursor_step(self, name: str, body: Callable[[StepCursor], object]) -> Any:
+        """Run a step that goes on from its cursor, or skip it."""
+        ...
+
+    def save(self, session: Any) -> Any:
+        """Save the step that is under way in the caller's transaction."""
+        ...
+
+
 class JobContext(Protocol):
     """What the runtime supplies to a `Job` while it runs; a test may supply its own."""
 
@@ -207,6 +253,11 @@ class JobContext(Protocol):
 
     def complete(self, session: Any) -> Any:
         """Complete the job in the caller's transaction."""
+        ...
+
+    @property
+    def steps(self) -> JobSteps:
+        """The steps of this attempt."""
         ...
 
 
@@ -267,7 +318,9 @@ class Job(Generic[A]):
     @overload
     def complete(self, session: Session | scoped_session[Any] | Connection) -> None: ...
     @overload
-    def complete(self, session: AsyncSession | async_scoped_session[Any] | AsyncConnection) -> Awaitable[None]: ...
+    def complete(
+        self, session: AsyncSession | async_scoped_session[Any] | AsyncConnection
+    ) -> Coroutine[Any, Any, None]: ...
     def complete(self, session: Any) -> Any:
         """Complete this job in the caller's transaction, together with what the worker wrote there.
 
@@ -276,3 +329,55 @@ class Job(Generic[A]):
         the attempt fails and is retried.
         """
         return self._context.complete(session)
+
+    # -- resumable steps
+
+    @overload
+    def step(
+        self, name: str, body: Callable[P, Coroutine[Any, Any, None]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, None]: ...
+    @overload
+    def step(self, name: str, body: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def step(self, name: str, body: Callable[..., object], /, *args: Any, **kwargs: Any) -> Any:
+        """Call `body(*args, **kwargs)`, unless an earlier attempt has done this step; then skip it.
+
+        A `def` body has run when this returns. An `async def` body, in an `async def` worker, is to be awaited:
+        `await job.step("charge", charge)`. What the body returns is dropped. When it raises, so does this; later steps
+        are then skipped, and the attempt fails with that error even if the worker catches it. Steps keep their names
+        and their order, run one after the other and do not nest. Raises UsageError where they do not fit each other.
+        """
+        return self._context.steps.step(name, partial(body, *args, **kwargs))
+
+    @overload
+    def cursor_step(
+        self,
+        name: str,
+        body: Callable[Concatenate[StepCursor, P], Coroutine[Any, Any, None]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, None]: ...
+    @overload
+    def cursor_step(
+        self, name: str, body: Callable[Concatenate[StepCursor, P], None], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None: ...
+    def cursor_step(self, name: str, body: Callable[..., object], /, *args: Any, **kwargs: Any) -> Any:
+        """Call `body(cursor, *args, **kwargs)`: a step that goes on from where an earlier attempt left it.
+
+        `cursor.value` is None at first; `cursor.set(…)` says how far the step has come. Else as `step`.
+        """
+        return self._context.steps.cursor_step(name, lambda cursor: body(cursor, *args, **kwargs))
+
+    @overload
+    def save_step(self, session: Session | scoped_session[Any] | Connection) -> None: ...
+    @overload
+    def save_step(
+        self, session: AsyncSession | async_scoped_session[Any] | AsyncConnection
+    ) -> Coroutine[Any, Any, None]: ...
+    def save_step(self, session: Any) -> Any:
+        """In a step's body: the step is done if the caller's transaction commits, together with what it wrote there.
+
+        Commit before the body returns. With an async session the result is to be awaited. Raises JobRunLostError where
+        the run is no longer this job's, so that the transaction does not commit work that another run does again.
+        """
+        return self._context.steps.save(session)

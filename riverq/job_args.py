@@ -53,15 +53,12 @@ class ArgsSpec:
 def job_args(kind: str, *, aliases: Iterable[str] = (), **options: Unpack[DefaultOptions]) -> Callable[[C], C]:
     """Declare a dataclass, msgspec Struct, attrs class, TypedDict or pydantic model as the args of `kind`.
 
-    `aliases` are older kinds that a worker of this class answers too. `options` (queue, priority, max_attempts, tags,
-    delay, unique_opts) hold for every insert that does not say otherwise. Raises ConfigError where they cannot be.
+    `aliases` are older kinds that a worker of this class answers too; inserted is always `kind`. `options` (queue,
+    priority, max_attempts, tags, delay, unique_opts) hold for every insert that does not say otherwise. Raises
+    ConfigError where they cannot be.
     """
     check_kind(kind)
-    if isinstance(aliases, str):
-        raise fail("aliases", "to be a list of kinds", aliases)
-    names = tuple(aliases)
-    for alias in names:
-        check_kind(alias)
+    names = _checked_aliases("aliases", aliases)
     check_options(options, DEFAULT_NAMES)
 
     def declare(cls: C) -> C:
@@ -147,9 +144,16 @@ def _declared(cls: type) -> _Declared | None:
     if shape_of(cls) is None or not isinstance(kind, str) or any(each.attribute == "kind" for each in fields_of(cls)):
         return None
     check_kind(kind)
-    for alias in aliases:
+    return _Declared(kind, _checked_aliases("kind_aliases", aliases), {})
+
+
+def _checked_aliases(name: str, aliases: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+        raise fail(name, "to be a list of kinds", aliases)
+    names = tuple(aliases)
+    for alias in names:
         check_kind(alias)
-    return _Declared(kind, tuple(aliases), {})
+    return names
 
 
 def _unknown(given: object, cls: type) -> ConfigError:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 
 pytest_plugins = (
+    "tests.fix_signals",
+    "tests.fix_server",
     "tests.fix_pgbouncer",
+    "tests.fix_reruns",
     "tests.fix_database",
     "tests.fix_schema",
     "tests.fix_context",

@@ -19,8 +19,10 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from riverq.demo.postgres import PostgresStartError, ThrowawayPostgres
+from riverq.demo.postgres_binaries import find_binaries
 from riverq.driver import AnyEngine, load_driver_class
-from tests.fix_pgbouncer import NO_PGBOUNCER, Pooler, find_pgbouncer, running_pgbouncer
+from tests.fix_pgbouncer import NO_PGBOUNCER, Pooler, find_pgbouncer, watched_pgbouncer
+from tests.fix_server import KNOWN, simulate
 from tests.fix_skips import skip_or_fail
 
 P = ParamSpec("P")
@@ -48,8 +50,11 @@ def adapter_url(url: str, adapter: str) -> sa.URL:
 class Server:
     """The Postgres of this test run, started by whoever asks first and shared by the workers."""
 
-    def __init__(self, given_url: str | None) -> None:
+    def __init__(self, given_url: str | None, kind: str) -> None:
+        if given_url is not None and kind != "any":
+            raise pytest.UsageError(f"--server {kind} makes a server of its own (unset RIVERQ_TEST_DATABASE_URL)")
         self._given_url = given_url
+        self._binaries = "wheel" if kind == "newest" else "any"
         self._own: ThrowawayPostgres | None = None
 
     @property
@@ -61,7 +66,7 @@ class Server:
         if self._given_url is not None:
             return self._given_url
         if self._own is None:
-            self._own = ThrowawayPostgres(fsync=False, settings=SERVER_SETTINGS)
+            self._own = ThrowawayPostgres(fsync=False, settings=SERVER_SETTINGS, binaries=find_binaries(self._binaries))
             self._own.start()
         return self._own.url()
 
@@ -80,7 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "own_session: needs what only a connection of one's own keeps, and says what")
-    config.stash[SERVER] = Server(os.environ.get("RIVERQ_TEST_DATABASE_URL") or None)
+    config.stash[SERVER] = Server(os.environ.get("RIVERQ_TEST_DATABASE_URL") or None, config.getoption("--server"))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -161,11 +166,15 @@ def database_url(pytestconfig: pytest.Config, server_url: str) -> Iterator[str]:
     """This process's own test database, as a plain libpq URL: `postgresql://…`."""
     worker = getattr(pytestconfig, "workerinput", None)
     if worker is None and pytestconfig.stash[SERVER].is_given:
+        KNOWN.look_up(server_url)
         yield server_url
         return
     base = sa.make_url(server_url).database if worker and worker["riverq_server"][1] else "riverq_test"
     name = f"{base}_{worker['workerid']}" if worker else str(base)
-    yield _create_database(server_url, name)
+    url = _create_database(server_url, name)
+    simulate(pytestconfig, url)
+    KNOWN.look_up(url)
+    yield url
     _drop_database(server_url, name)
 
 
@@ -182,9 +191,9 @@ def pooler(pytestconfig: pytest.Config, database_url: str) -> Iterator[Pooler | 
     with (
         # What a session sets there reaches whoever comes next, so it is the server that sets it.
         _empty_search_path(database_url) if mode == "transaction" else nullcontext(),
-        running_pgbouncer(command, database_url, mode, default_pool_size="150", max_client_conn="400") as url,
+        watched_pgbouncer(command, database_url, mode, default_pool_size="150", max_client_conn="400") as process,
     ):
-        yield Pooler(mode, url)
+        yield Pooler(mode, process)
 
 
 @contextmanager
@@ -207,7 +216,9 @@ def pooled_url(database_url: str, pooler: Pooler | None) -> str:
 def fresh_database(database_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an empty database of the test's own, for what needs `public` or a whole catalog."""
     name = f"{sa.make_url(database_url).database}_fresh"
-    yield _create_database(database_url, name)
+    url = _create_database(database_url, name)
+    simulate(request.config, url)
+    yield url
     _drop_database(database_url, name)
 
 
@@ -227,14 +238,15 @@ def new_engine(
         engine: AnyEngine = load_driver_class(name).make_engine(
             adapter_url(url, adapter), asynchronous=adapter in ASYNC_ADAPTERS, application_name="riverq_test", **options
         )
+        KNOWN.tell(sync_side(engine))
         if pooler.mode == "transaction":
             if search_path or (adapter == "pg8000" and options.get("isolation_level") not in (None, "AUTOCOMMIT")):
                 raise ValueError("what a session sets does not stay with it in transaction mode (mark the test)")
             return engine
-    elif adapter in ASYNC_ADAPTERS:
-        engine = create_async_engine(adapter_url(url, adapter), **options)
     else:
-        engine = sa.create_engine(adapter_url(url, adapter), **options)
+        make: Any = create_async_engine if adapter in ASYNC_ADAPTERS else sa.create_engine
+        engine = make(adapter_url(url, adapter), **options)
+        KNOWN.tell(sync_side(engine))
 
     def set_search_path(connection: Any, record: object) -> None:
         cursor = connection.cursor()
@@ -242,8 +254,13 @@ def new_engine(
         cursor.close()
         connection.commit()
 
-    sa.event.listen(engine.sync_engine if isinstance(engine, AsyncEngine) else engine, "connect", set_search_path)
+    sa.event.listen(sync_side(engine), "connect", set_search_path)
     return engine
+
+
+def sync_side(engine: AnyEngine) -> sa.Engine:
+    """The engine itself, or the sync one that an async one wraps: events are listened for there."""
+    return engine.sync_engine if isinstance(engine, AsyncEngine) else engine
 
 
 @pytest.fixture(params=ADAPTERS)
@@ -305,7 +322,13 @@ class Transact:
         if adapter not in self._engines:
             name = "server_settings" if adapter == "asyncpg" else "application_name"
             value: Any = {"application_name": SESSION_APPLICATION} if adapter == "asyncpg" else SESSION_APPLICATION
-            self._engines[adapter] = new_engine(self._url, adapter, pooler=self._pooler, connect_args={name: value})
+            self._engines[adapter] = new_engine(
+                self._url,
+                adapter,
+                pooler=self._pooler,
+                connect_args={name: value},
+                pool_pre_ping=self._pooler is not None,  # which may have died and come back since
+            )
         return self._engines[adapter]
 
     def __call__(

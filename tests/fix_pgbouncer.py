@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ import sqlalchemy as sa
 
 from riverq.demo.postgres import free_port, short_temp_dir, unprivileged_account
 from tests.fix_skips import skip_or_fail
+from tests.pooler_process import PgBouncer
 
-START_SECONDS = 20.0
 NO_PGBOUNCER = "no pgbouncer in the PATH or in /usr/sbin (Debian: apt-get install pgbouncer)"
 
 
@@ -29,7 +27,11 @@ class Pooler:
     """A PgBouncer that the whole run goes through."""
 
     mode: str
-    url: str
+    process: PgBouncer
+
+    @property
+    def url(self) -> str:
+        return self.process.url
 
     @property
     def keeps_sessions(self) -> bool:
@@ -90,45 +92,29 @@ def _configuration(url: sa.URL, pool_mode: str, port: int, settings: dict[str, s
 @contextmanager
 def running_pgbouncer(command: str, database_url: str, pool_mode: str, **settings: str) -> Iterator[str]:
     """Run PgBouncer in front of a database; gives the URL through it."""
+    with watched_pgbouncer(command, database_url, pool_mode, **settings) as pgbouncer:
+        yield pgbouncer.url
+
+
+@contextmanager
+def watched_pgbouncer(command: str, database_url: str, pool_mode: str, **settings: str) -> Iterator[PgBouncer]:
+    """The same with its process, which comes back on its port whenever it ends (`pooler_process.py`)."""
     url = sa.make_url(database_url)
     port = int(settings.get("listen_port", 0)) or free_port("127.0.0.1")
     through = url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
-    account = unprivileged_account()
     folder = Path(tempfile.mkdtemp(prefix="riverq-pgbouncer-", dir=short_temp_dir()))
     try:
-        account.take(folder)
+        unprivileged_account().take(folder)
         (folder / "pgbouncer.ini").write_text(_configuration(url, pool_mode, port, settings))
         (folder / "pgbouncer.ini").chmod(0o644)
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [command, str(folder / "pgbouncer.ini")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=folder,
-                **account.popen_options(),
-            )
+        pgbouncer = PgBouncer(command, folder, through)
+        pgbouncer.start()
         try:
-            _wait_until_up(through, process, folder / "log")
-            yield through
+            yield pgbouncer
         finally:
-            process.kill()
-            process.wait()
+            pgbouncer.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            psycopg.connect(url, autocommit=True, connect_timeout=2).close()
-        except psycopg.OperationalError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"PgBouncer did not start: {log.read_text(errors='replace')[-1000:]}")
-            time.sleep(0.02)
-        else:
-            return
 
 
 class PgBouncers:

@@ -235,6 +235,7 @@ def test_a_class_without_fields_to_read_is_refused() -> None:
         ("a\0b", {}, "kind"),
         ("ok", {"aliases": "old"}, "list of kinds"),
         ("ok", {"aliases": [""]}, "kind"),
+        ("ok", {"aliases": 5}, "list of kinds"),
         ("ok", {"queues": "x"}, "did you mean 'queue'"),
         ("ok", {"metadata": {}}, "unknown insert option 'metadata'"),
         ("ok", {"scheduled_at": AT}, "unknown insert option"),
@@ -244,6 +245,17 @@ def test_a_class_without_fields_to_read_is_refused() -> None:
 def test_declarations_that_cannot_be_are_refused(kind: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         job_args(kind, **options)
+
+
+@pytest.mark.parametrize("aliases", ["old", None, [""]])
+def test_aliases_as_an_attribute_are_checked_too(aliases: Any) -> None:
+    @dataclass
+    class Renamed:
+        kind: ClassVar[str] = "renamed"
+        kind_aliases: ClassVar[Any] = aliases
+
+    with pytest.raises(ConfigError, match="kind"):
+        spec_of(Renamed)
 
 
 def test_bytes_in_a_model_need_to_be_told_apart() -> None:

@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL
 
 from riverq.cli.bench_progress import progress_on, say
 from riverq.cli.database import database_url, make_engine
+from riverq.cli.signals import handling
 from riverq.driver import load_driver_class
 from riverq.errors import ConfigError, RiverqError
 
@@ -133,15 +134,9 @@ class Interrupts:
     @contextmanager
     def handled(self) -> Iterator[Interrupts]:
         """Handle the signals here while the block runs; those that are ignored (as by nohup) stay so."""
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        mine = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
-        for number in mine:
-            signal.signal(number, self._handle)
-        try:
+        mine = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        with handling(mine, self._handle):
             yield self
-        finally:
-            for number in mine:
-                signal.signal(number, before[number])
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._count += 1

@@ -1,8 +1,8 @@
 """What signals mean to a worker: the first stops softly, the second cancels jobs, the third leaves at once.
 
 A supervisor's orders mean the same, but are levels and not counts, so that none is lost where two come at the same
-moment, and none counts twice where a process was stopping already. Handlers are Python's own, not the loop's, so that
-they work while a job blocks the loop; the third level does not wait for the loop at all.
+moment, and none counts twice where a process was stopping already. Signals are handled while a job blocks the loop
+too (`signals.py`); the third level does not wait for the loop at all.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from riverq.cli.signals import handling
 
 if TYPE_CHECKING:
     from riverq.client.lifecycle import Runtime
@@ -43,15 +45,9 @@ class Stopping:
         self._task: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int] = self._loop.create_future()
 
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
+    def on_signals(self) -> AbstractContextManager[None]:
         """Handle SIGINT and SIGTERM here while the block runs."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handling((signal.SIGINT, signal.SIGTERM), self._handle)
 
     async def started(self) -> Runtime:
         """What runs now. Raises CancelledError where a signal came first; what was started is then stopped."""

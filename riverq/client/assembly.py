@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from riverq.client.core import Core, Surveyed
 from riverq.client.leading import Lanes, Leading, assemble_leading
 from riverq.client.session import complete_in
+from riverq.client.subscribing import subscribe_to, subscriptions_of
 from riverq.config import Config, QueueConfig
 from riverq.database import Database, control_engine
 from riverq.driver import AnyEngine
@@ -105,7 +106,9 @@ class Services:
     def make_producer(self, name: str, queue: QueueConfig) -> Producer:
         """A producer for one queue, not started."""
         config = producer_config(self.core.config, name, queue)
-        return Producer(self.core.ctx, self.general, self.notifier, self.executor, config)
+        producer = Producer(self.core.ctx, self.general, self.notifier, self.executor, config)
+        producer.control.on_change = subscriptions_of(self.core).queue_changed
+        return producer
 
     def look_at_everything(self, _missed: timedelta) -> None:
         """The process stood still: others may have taken its jobs, or paused its queues, without its hearing it."""
@@ -163,6 +166,7 @@ def assemble(core: Core, databases: Databases, faces: Faces) -> Services:
         )
     ctx, general = core.ctx, databases.general
     completer = Completer(ctx, general, databases.slow)
+    subscribe_to(core, completer)
     notifier = _notifier(core, databases)
     liveness = _liveness(core, databases, notifier)
     threads = DaemonThreads(sum(queue.max_workers for queue in queues.values()), name="riverq_job")
@@ -200,6 +204,7 @@ def producer_config(config: Config, name: str, queue: QueueConfig) -> ProducerCo
         max_workers=queue.max_workers,
         fetch_cooldown=queue.fetch_cooldown or config.fetch_cooldown,
         fetch_eager=config.fetch_eager,
+        fetch_only_known_kinds=config.fetch_only_known_kinds,
         fetch_poll_interval=queue.fetch_poll_interval or config.fetch_poll_interval,
     )
 
@@ -208,6 +213,7 @@ def _executor(core: Core, completer: Completer, threads: DaemonThreads, around: 
     config = core.config
     assert config.workers is not None, "a client without workers is not assembled"
     how = ExecutorConfig(
+        error_handler=config.error_handler,
         job_stuck_handler=config.job_stuck_handler,
         job_stuck_threshold=config.job_stuck_threshold,
         job_timeout=config.job_timeout,

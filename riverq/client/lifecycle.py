@@ -45,6 +45,7 @@ from riverq.client.assembly import (
     producer_config,
 )
 from riverq.client.core import MIGRATE, Core, survey
+from riverq.client.subscribing import subscriptions_of
 from riverq.config import QueueConfig
 from riverq.errors import UsageError
 from riverq.service import Service, start_all, to_the_end
@@ -87,6 +88,7 @@ class Runtime:
         self._services: Services | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._left: list[int] = []
+        self._has_started = False
 
     async def start(self) -> None:
         """Start everything, or nothing. Raises ConfigError, SchemaError or DatabaseError."""
@@ -94,6 +96,7 @@ class Runtime:
         try:
             self._services = services = assemble(self._core, self._databases, self._faces)
             await start_all(start_order(services), undo=self._undo_start)
+            self._has_started = True
         except BaseException:
             await to_the_end(self._close())
             raise
@@ -262,6 +265,8 @@ class Runtime:
                 services.liveness.keep_row = bool(self._left or services.completer.unwritten)
             errors += await _attempt(service.stop())
         errors += await _attempt(self._close())
+        if self._has_started:  # whoever subscribed before a start that failed still waits for the next one
+            subscriptions_of(self._core).end()
         self._core.ctx.log.info("Client: Stopped: %s: %s", self._core.client_id, self.summary())
         if errors:
             raise errors[0]

@@ -22,9 +22,9 @@ from riverq.notification import Topic, channel
 from riverq.query.rows import job_columns, job_row
 from riverq.query.statement import (
     TIMESTAMP,
-    Statement,
     catalog,
     integer_param,
+    notified,
     now_param,
     sqlstate,
     stamp,
@@ -32,8 +32,8 @@ from riverq.query.statement import (
     time_param,
 )
 from riverq.query.tables import Tables, statement
+from riverq.query.unique_index import UNIQUE_VIOLATION, enters_index, savepoint
 
-_UNIQUE_VIOLATION = "23505"
 _TRIES = 3
 
 
@@ -58,30 +58,16 @@ def job_cancel(conn: sa.Connection, schema: str, job_id: int, *, now: datetime |
 
 def _try_entering(conn: sa.Connection, schema: str, given: dict[str, Any]) -> Any:
     """Cancel a row that would enter the unique index by it; without its key where the key is taken."""
-    raw: Any = conn.connection.dbapi_connection
-    alone = raw.autocommit  # then there is no transaction that an error could spoil, nor one for a savepoint
-    if not alone:
-        _SAVEPOINT.execute(conn, schema)
     try:
-        row = _cancel_entering.execute(conn, schema, gives_up=0, **given).one_or_none()
+        with savepoint(conn, schema):
+            return _cancel_entering.execute(conn, schema, gives_up=0, **given).one_or_none()
     except sa.exc.DBAPIError as error:
-        if not alone and not error.connection_invalidated:
-            _ROLLBACK.execute(conn, schema)
-        if sqlstate(error) != _UNIQUE_VIOLATION:
+        if sqlstate(error) != UNIQUE_VIOLATION:
             raise
-        row = _cancel_entering.execute(conn, schema, gives_up=1, **given).one_or_none()
-    if not alone:
-        _RELEASE.execute(conn, schema)
-    return row
+    return _cancel_entering.execute(conn, schema, gives_up=1, **given).one_or_none()
 
 
 # -- the statements
-
-
-# Not SQLAlchemy's own: on a connection that the application set to stream results, it declares a cursor for SAVEPOINT.
-_SAVEPOINT = Statement(lambda _: sa.text("SAVEPOINT riverq_cancel"))
-_ROLLBACK = Statement(lambda _: sa.text("ROLLBACK TO SAVEPOINT riverq_cancel"))
-_RELEASE = Statement(lambda _: sa.text("RELEASE SAVEPOINT riverq_cancel"))
 
 
 @statement
@@ -110,21 +96,16 @@ def _cancelled(t: Tables) -> Any:
             metadata=job.metadata.op("||")(mark),
         )
         .where(job.id == integer_param("id"), job.state.not_in([t.state(state) for state in sorted(FINAL_STATES)]))
-        .returning(*job_columns(t), _notified(t).label("notified"))
+        .returning(*job_columns(t), _told(t).label("notified"))
     )
 
 
 def _enters_index(t: Tables) -> sa.ColumnElement[bool]:
-    """Whether being cancelled would bring the row into the unique index."""
-    job = t.job.c
-    unique = sa.and_(job.unique_key.is_not(None), job.unique_states.is_not(None))
-    outside = sa.not_(t.in_mask(job.unique_states, job.state))
-    inside = t.in_mask(job.unique_states, t.state(JobState.CANCELLED))
-    idle = job.state != t.state(JobState.RUNNING)
-    return sa.case((sa.and_(unique, idle, outside, inside), sa.true()), else_=sa.false())
+    """Whether cancelling would bring the row into the unique index."""
+    return sa.and_(t.job.c.state != t.state(JobState.RUNNING), enters_index(t, JobState.CANCELLED))
 
 
-def _notified(t: Tables) -> sa.ColumnElement[str]:
+def _told(t: Tables) -> sa.ColumnElement[str]:
     payload = catalog.json_build_object(
         sa.literal_column("'action'"),
         sa.literal_column("'cancel'"),
@@ -133,7 +114,7 @@ def _notified(t: Tables) -> sa.ColumnElement[str]:
         sa.literal_column("'queue'"),
         t.job.c.queue,
     )
-    return sa.cast(catalog.pg_notify(text_param("channel"), sa.cast(payload, sa.Text())), sa.Text())
+    return notified(text_param("channel"), sa.cast(payload, sa.Text()))
 
 
 def _clock_now() -> sa.ColumnElement[datetime]:

@@ -49,7 +49,7 @@ from riverq.service.service import Service
 from riverq.service.testsignal import TestSignal
 from riverq.validation import duration, integer
 from riverq.worker.outcome import Finished
-from riverq.worker.settlement import CompleterStats, Settled, Settlement, is_refusal
+from riverq.worker.settlement import CompleterStats, Listener, Settlement, Wants, everything, is_refusal
 from riverq.worker.slow_lane import SlowLane
 
 
@@ -121,9 +121,9 @@ class Completer(Service):
         """The ids of the jobs that have ended here and not yet in the database."""
         return [each.context.claimed.id for each in (*self._writing, *self._waiting)] + self._slow.job_ids
 
-    def subscribe(self, on_settled: Callable[[Settled], None]) -> Callable[[], None]:
-        """Have `on_settled` called in the loop for every settled run; it must not block. Returns how to end that."""
-        return self._settlement.subscribe(on_settled)
+    def subscribe(self, on_settled: Listener, wants: Wants = everything) -> Callable[[], None]:
+        """Have `on_settled` called in the loop for every settled run; see `Settlement.subscribe`."""
+        return self._settlement.subscribe(on_settled, wants)
 
     def report(self, finished: Finished) -> bool:
         """Take a finished run. False asks the caller to `await room()` before it takes on more work."""

@@ -23,8 +23,11 @@ from riverq.errors import ConfigError, JobRunLostError, UsageError
 from riverq.job import JobRow
 from riverq.query.job_fetch import ClaimedRow, claimed_job
 from riverq.query.job_set_state import job_complete_in_transaction
+from riverq.query.job_step import job_save_step
 from riverq.state import Run, next_snooze_count
 from riverq.worker.cancellation import Cancellation
+from riverq.worker.resumable import RESUMABLE, StepError, Steps
+from riverq.worker.step_runner import StepRunner
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -33,12 +36,24 @@ if TYPE_CHECKING:
 
 NOT_FROM_A_JOB = "a job cannot start or stop the client that runs it (signal the process, or stop it from outside)"
 
-_job: ContextVar[tuple[str, asyncio.Task[Any] | None] | None] = ContextVar("riverq_job", default=None)
+_Entered = tuple[str, "asyncio.Task[Any] | None", "RunContext | None"]
+_job: ContextVar[_Entered | None] = ContextVar("riverq_job", default=None)
 
 
-def enter_job(client_id: str) -> None:
-    """This task, and the thread that its worker may run in, are a job's from now on."""
-    _job.set((client_id, asyncio.current_task()))
+def enter_job(client_id: str, run: RunContext | None = None) -> None:
+    """This task, and the thread that its worker may run in, are the job's of `run` from now on."""
+    _job.set((client_id, asyncio.current_task(), run))
+
+
+def running_job(client_id: str, job_id: int) -> RunContext | None:
+    """The run of this job, asked for by its own code; None anywhere else.
+
+    Its own code is its worker, its middleware, and the tasks that they start; of threads only the worker's own.
+    """
+    job = _job.get()
+    if job is None or job[0] != client_id or job[2] is None or job[2].claimed.id != job_id:
+        return None
+    return job[2]
 
 
 def job_task_of(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
@@ -96,6 +111,7 @@ class RunContext:
         "_log",
         "_row",
         "_staged",
+        "_steps",
         "begun_at",
         "cancelled",
         "claimed",
@@ -129,16 +145,25 @@ class RunContext:
         self._row: JobRow | str = queue  # the queue's name until somebody asks for the row
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
         self._staged: dict[str, str] | None = None
+        self._steps: StepRunner | None = None
 
     def worker_begins(self, now: float) -> None:
-        """Its time runs from `now`, a moment of the monotonic clock."""
+        """Its time runs from `now`, a moment of the monotonic clock. Raises StepError for what no step could resume."""
+        if RESUMABLE in self.claimed.metadata:
+            self._begin_steps()
         self.begun_at = now
         if self.timeout is not None:
             self.due_at = now + self.timeout.total_seconds()
 
     def ended(self, error: BaseException | None) -> BaseException | None:
         """The worker has ended, with `error` or by returning; gives the error that the attempt ends with."""
-        return error
+        if self._steps is None or self.thread_runs:
+            return error
+        try:
+            return self._steps_ended(self._steps.steps, error)
+        except Exception as defect:  # the job has ended, and must be reported
+            self._around.log.exception("job %s: Failed to record its steps", self.claimed.id)
+            return error or defect
 
     @property
     def thread_runs(self) -> bool:
@@ -180,6 +205,54 @@ class RunContext:
             raise UsageError("job.async_client cannot be awaited in a def worker (use job.client)")
         return self._around.async_client()
 
+    # -- steps
+
+    @property
+    def steps(self) -> StepRunner:
+        """The steps of this run."""
+        return self._steps or self._begin_steps()
+
+    def _begin_steps(self) -> StepRunner:
+        self._steps = StepRunner(Steps(self.claimed.metadata), self._save_in, is_async=bool(self.is_async))
+        return self._steps
+
+    def _steps_ended(self, steps: Steps, error: BaseException | None) -> BaseException | None:
+        if error is None and not self.completed_in_session:
+            error = steps.verdict()
+        # What follows job.complete is only written if its transaction was not committed after all.
+        succeeded = error is None and not self.completed_in_session
+        members = steps.cleared() if succeeded else steps.left_off()
+        steps.close()
+        if members:
+            self._staged = {**(self._staged or {}), **{key: f'"{key}":{text}' for key, text in members.items()}}
+        return error
+
+    def _save_in(self, session: Any, metadata: str, saved: Callable[[Connection], None]) -> Any:
+        """Merge `metadata` in the caller's transaction, and call `saved` with its connection."""
+
+        def write(conn: Connection) -> bool:
+            around = self._around
+            written = job_save_step(conn, around.schema, client_id=around.client_id, run=self.run, metadata=metadata)
+            if written:
+                saved(conn)
+            return written
+
+        written = self._around.complete_in(session, write)
+        if inspect.isawaitable(written):
+            return self._saved_later(written)
+        self._saved(written=bool(written))
+        return None
+
+    async def _saved_later(self, written: Awaitable[bool]) -> None:
+        self._saved(written=await written)
+
+    def _saved(self, *, written: bool) -> None:
+        if not written:
+            self._refuse_if_completed()
+            raise JobRunLostError(
+                self.claimed.id, "its step cannot be saved, for it is no longer running as claimed here"
+            )
+
     # -- metadata, encoded when it is given: a value that cannot be stored fails here, in the worker's own line
 
     def record_output(self, value: object) -> None:
@@ -206,6 +279,11 @@ class RunContext:
             self._staged = {}
         self._staged[key] = member
 
+    def recorded_output(self) -> str | None:
+        """The output that was recorded and is not stored yet, encoded; None where there is none."""
+        member = None if self._staged is None else self._staged.get(OUTPUT_KEY)
+        return None if member is None else member.removeprefix(f'"{OUTPUT_KEY}":')
+
     def encoded_metadata(self) -> str | None:
         """What was staged, as one JSON object; None where nothing was."""
         if self._staged is None:
@@ -225,13 +303,19 @@ class RunContext:
 
     def complete(self, session: Any) -> Any:
         """Complete the job in the caller's transaction, with the metadata staged so far."""
+        steps = None if self._steps is None else self._steps.steps
         metadata = self.encoded_metadata()
+        if steps is not None:
+            metadata = self._completed_steps(steps, metadata)
 
         def write(conn: Connection) -> bool:
             around = self._around
-            return job_complete_in_transaction(
+            written = job_complete_in_transaction(
                 conn, around.schema, client_id=around.client_id, run=self.run, metadata=metadata
             )
+            if written and steps is not None:
+                steps.completed(conn)
+            return written
 
         written = self._around.complete_in(session, write)
         if inspect.isawaitable(written):
@@ -239,15 +323,25 @@ class RunContext:
         self._completed(written=bool(written))
         return None
 
+    def _completed_steps(self, steps: Steps, metadata: str | None) -> str | None:
+        """The metadata with which the job is completed: nothing is left to resume."""
+        if steps.error is not None:
+            raise StepError("a step of this job has failed, so the job cannot be completed") from steps.error
+        cleared = [f'"{key}":{text}' for key, text in steps.cleared().items()]
+        return metadata if not cleared else "{" + ",".join([*(self._staged or {}).values(), *cleared]) + "}"
+
     async def _completed_later(self, written: Awaitable[bool]) -> None:
         self._completed(written=await written)
 
     def _completed(self, *, written: bool) -> None:
-        if not written and self.completed_in_session:
+        if not written:
+            self._refuse_if_completed()
+            raise JobRunLostError(self.claimed.id)
+        self.completed_in_session = True
+
+    def _refuse_if_completed(self) -> None:
+        if self.completed_in_session:
             raise UsageError(
                 f"job {self.claimed.id} was completed by this run before "
                 "(call job.complete once, in the transaction that holds the worker's writes)"
             )
-        if not written:
-            raise JobRunLostError(self.claimed.id)
-        self.completed_in_session = True

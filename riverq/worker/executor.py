@@ -1,6 +1,7 @@
 """Runs one claimed job: decode, middleware, worker, outcome, report. One task per job, which is this module's `run`.
 
-Before: `worker.producer` claimed the row and made the task. After: `worker.completer` writes the outcome.
+Before: `worker.producer` claimed the row and made the task. After: `worker.completer` writes the outcome. What the
+outcome is, `worker.outcome` decides, and where the attempt failed `worker.error_handling` asks the application first.
 
 A worker that is `async def` runs in that task (`run_loop`), one that is `def` on a daemon thread while the task waits
 (`run_thread`). Middleware is outside the timeout, as in River: an `async def` one runs in the loop; the `def` ones next
@@ -40,7 +41,8 @@ from riverq.stuck import StuckHandler
 from riverq.threads import DaemonThreads
 from riverq.worker.completer import Completer
 from riverq.worker.context import RunContext, Surroundings, enter_job
-from riverq.worker.outcome import Finished, Policies, Retry, UnknownKindError, clean, decide, describe, unstorable
+from riverq.worker.error_handling import ErrorHandler, ErrorHandling
+from riverq.worker.outcome import Failure, Finished, Policies, Retry, UnknownKindError, clean, fail, judge, unstorable
 from riverq.worker.run_loop import call_cancellable, run_in_loop
 from riverq.worker.run_thread import run_in_thread
 from riverq.worker.stuck import StuckWatch
@@ -53,12 +55,14 @@ LOGGED_ERROR = 2000
 class ExecutorConfig:
     """How jobs are run.
 
+    - `error_handler`: is asked about attempts that failed, see `worker.error_handling`.
     - `job_stuck_threshold`, `job_stuck_handler`: see `worker.stuck`.
     - `job_timeout`: for workers that do not say; None is no limit.
     - `middleware`: around every job, the first outermost; those without `work` are passed over.
     - `retry_policy`: for workers that do not say.
     """
 
+    error_handler: ErrorHandler | None = None
     job_stuck_handler: StuckHandler | None = None
     job_stuck_threshold: timedelta = timedelta(seconds=10)
     job_timeout: timedelta | None = timedelta(seconds=60)
@@ -73,6 +77,8 @@ class _Attempt:
     context: RunContext
     job: Job[Any] | None = None
     worker: RegisteredWorker | None = None
+    thread_exit: BaseException | None = None
+    """What a thread raised that would end the process or the task if it had been raised there."""
 
 
 class Executor:
@@ -97,7 +103,13 @@ class Executor:
         self._around = around
         self._config = config
         self._middleware = work_middleware(config.middleware)
+        self._errors = ErrorHandling(ctx, threads, config.error_handler)
         self.stuck = StuckWatch(ctx, threads, config.job_stuck_threshold, config.job_stuck_handler)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds that have a worker now, aliases included."""
+        return self._workers.kinds()
 
     def context(self, row: ClaimedRow, queue: str) -> RunContext:
         """The context of a row just claimed from `queue`."""
@@ -105,16 +117,17 @@ class Executor:
 
     async def run(self, context: RunContext) -> None:
         """Run the job and report what became of it. Raises only what ends the process or the loop."""
-        enter_job(self._around.client_id)
+        enter_job(self._around.client_id, context)
         attempt = _Attempt(context)
         started = self._ctx.clock.monotonic()
         error: BaseException | None
         if context.cancelled.is_set():
             error = asyncio.CancelledError("told to end before it began")
         else:
-            error = await call_cancellable(partial(self._work, attempt), context.cancelled)
+            error = await self._ended(attempt)
             context.due_at = inf
             error = context.ended(error)
+        ended = self._ctx.clock.monotonic()
         if context.thread_runs:
             self._ctx.log.warning(
                 "job %s: Left its thread at work, its row stays running and will be rescued (kind=%s)",
@@ -122,23 +135,20 @@ class Executor:
                 context.claimed.kind,
             )
             return
-        state = self._outcome(attempt, error)
-        failed = state.reason in (Reason.ERRORED, Reason.DISCARDED) and not context.completed_in_session
-        if error is not None and failed:
-            self._ctx.log.warning(
-                "job %s: Attempt failed, to become %s (kind=%s, queue=%s, attempt=%d, error=%s)",
-                context.claimed.id,
-                state.state,
-                context.claimed.kind,
-                context.queue,
-                context.claimed.attempt,
-                clean(_recorded(state, error), LOGGED_ERROR),
-            )
-        finished = Finished(context, state, started, self._ctx.clock.monotonic(), error)
-        if not self._completer.report(finished):
+        state = await self._outcome(attempt, error)
+        if not self._completer.report(Finished(context, state, started, ended, error)):
             await self._completer.room()
 
     # -- running
+
+    async def _ended(self, attempt: _Attempt) -> BaseException | None:
+        """What the job raised, or None. Nobody pressed a key in a thread, so what a thread raised is only the job's."""
+        try:
+            return await call_cancellable(partial(self._work, attempt), attempt.context.cancelled)
+        except (KeyboardInterrupt, GeneratorExit) as error:
+            if error is not attempt.thread_exit:
+                raise
+            return error
 
     async def _work(self, attempt: _Attempt) -> None:
         context = attempt.context
@@ -157,7 +167,7 @@ class Executor:
         else:
             first = _first_for_thread(middleware)
             call = chain_work_sync(middleware[first:], partial(_call_def, worker.func))
-            inside = partial(self._work_in_thread, call, context)
+            inside = partial(self._work_in_thread, call, attempt)
             middleware = middleware[:first]
         await (chain_work_async(middleware, inside) if middleware else inside)(job)
 
@@ -167,21 +177,47 @@ class Executor:
         context.worker_begins(self._ctx.clock.monotonic())
         await run_in_loop(partial(func, job), context.cancelled, context.timeout)
 
-    async def _work_in_thread(self, call: Callable[[Job[Any]], None], context: RunContext, job: Job[Any]) -> None:
+    async def _work_in_thread(self, call: Callable[[Job[Any]], None], attempt: _Attempt, job: Job[Any]) -> None:
+        def work() -> None:
+            try:
+                call(job)
+            except (KeyboardInterrupt, GeneratorExit) as error:
+                attempt.thread_exit = error
+                raise
+
+        context = attempt.context
         context.worker_begins(self._ctx.clock.monotonic())
-        await run_in_thread(self._threads, partial(call, job), context, context.timeout)
+        await run_in_thread(self._threads, work, context, context.timeout)
 
     # -- the outcome
 
-    def _outcome(self, attempt: _Attempt, error: BaseException | None) -> SetState:
+    async def _outcome(self, attempt: _Attempt, error: BaseException | None) -> SetState:
+        context = attempt.context
+        try:
+            verdict = judge(context, error, timeout=context.timeout)
+            state = verdict if isinstance(verdict, SetState) else await self._failed(attempt, verdict)
+        except Exception as defect:
+            self._ctx.log.exception("job %s: Failed to decide what became of it", context.claimed.id)
+            return unstorable(context, defect, self._ctx.rng)[0]
+        failed = isinstance(verdict, Failure) or state.reason is Reason.DISCARDED
+        if failed and state.error is not None and not context.completed_in_session:
+            self._ctx.log.warning(
+                "job %s: Attempt failed, to become %s (kind=%s, queue=%s, attempt=%d, error=%s)",
+                context.claimed.id,
+                state.state,
+                context.claimed.kind,
+                context.queue,
+                context.claimed.attempt,
+                clean(str(json.loads(state.error)["error"]), LOGGED_ERROR),
+            )
+        return state
+
+    async def _failed(self, attempt: _Attempt, failure: Failure) -> SetState:
+        cancel = failure.is_told and await self._errors.wants_cancel(attempt.context, failure)
         policies = Policies(
             worker=partial(_ask_worker, attempt), client=self._client_policy(attempt), rng=self._ctx.rng, now=self._now
         )
-        try:
-            return decide(attempt.context, error, timeout=attempt.context.timeout, policies=policies)
-        except Exception as defect:
-            self._ctx.log.exception("job %s: Failed to decide what became of it", attempt.context.claimed.id)
-            return unstorable(attempt.context, defect, self._ctx.rng)[0]
+        return fail(attempt.context, failure, cancel=cancel, policies=policies)
 
     def _client_policy(self, attempt: _Attempt) -> RetryPolicy:
         own = None if attempt.worker is None else attempt.worker.retry_policy
@@ -189,11 +225,6 @@ class Executor:
 
     def _now(self) -> datetime:
         return self._ctx.clock.now()
-
-
-def _recorded(state: SetState, error: BaseException) -> str:
-    """The error as the row will have it: a timeout, say, where the worker only saw a cancellation."""
-    return describe(error) if state.error is None else str(json.loads(state.error)["error"])
 
 
 def _ask_worker(attempt: _Attempt, error: BaseException) -> Retry | None:

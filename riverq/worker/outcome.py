@@ -1,7 +1,8 @@
 """What happened in an attempt becomes the `SetState` that records it. Pure: no clock, no database.
 
-Before: `worker.executor` ran the job. After: `worker.completer` writes what is decided here. The order of the questions
-is River's, with riverq's own answers where River has none:
+Before: `worker.executor` ran the job. After: `worker.completer` writes what is decided here. `judge` looks at how the
+attempt ended; where it failed, the application's error handler is asked (`worker.error_handling`) before `fail` says
+what becomes of the job. The order of the questions is River's, with riverq's own answers where River has none:
 
 1. a job cancelled by a client while it ran is cancelled, whatever error its worker ended with;
 2. `JobSnooze`, then `JobCancel`, then `JobDiscard`: the error itself, its `__cause__` chain, the members of exception
@@ -12,8 +13,10 @@ is River's, with riverq's own answers where River has none:
    run that was lost, where nothing will be written anyway: the fence sees to that;
 5. a cancellation that the timeout caused is a failed attempt that says so; a cancellation that nobody of ours caused is
    an ordinary failed attempt;
-6. no attempts left: discarded;
-7. else the worker's retry policy, then the client's; one that raises, or answers with nonsense or the past, is replaced
+6. the error handler's answer: it may want a job cancelled that failed. It is not asked where nobody knows yet whether
+   the attempt failed: after a completion in a transaction, and about runs that were lost;
+7. no attempts left: discarded;
+8. else the worker's retry policy, then the client's; one that raises, or answers with nonsense or the past, is replaced
    by the default with a warning.
 """
 
@@ -33,7 +36,15 @@ from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 from riverq import state
-from riverq.errors import JobCancel, JobDiscard, JobSnooze, JobTimeoutError, RiverqError
+from riverq.errors import (
+    JobCancel,
+    JobDiscard,
+    JobRunLostError,
+    JobSnooze,
+    JobTimeoutError,
+    RiverqError,
+    UnknownJobKindError,
+)
 from riverq.retry_policy import LONGEST_RETRY, DefaultRetryPolicy, RetryPolicy, retry_wait
 from riverq.state import SHORT_WAIT, SetState
 from riverq.worker.cancellation import CancelReason
@@ -50,7 +61,7 @@ TRACE_LIMIT = 64 * 1024
 ERROR_LIMIT = 64 * 1024
 
 
-class UnknownKindError(RiverqError):
+class UnknownKindError(UnknownJobKindError):
     """No worker is registered for the job's kind. The text is River's."""
 
     def __init__(self, kind: str) -> None:
@@ -91,15 +102,25 @@ class Policies:
     now: Callable[[], datetime]
 
 
-def decide(
-    context: RunContext, error: BaseException | None, *, timeout: timedelta | None, policies: Policies
-) -> SetState:
-    """What to write for a run that ended with `error`, or returned (None)."""
+class Failure(NamedTuple):
+    """An attempt that failed: the error that it counts for, and its text and traceback as the row will have them.
+
+    `is_told` says whether the error handler hears of it.
+    """
+
+    error: BaseException
+    text: str
+    trace: str
+    is_told: bool
+
+
+def judge(context: RunContext, error: BaseException | None, *, timeout: timedelta | None) -> SetState | Failure:
+    """How a run ended that ended with `error`, or returned (None): what to write, or that it failed."""
     run, metadata, reason = context.run, context.encoded_metadata(), context.cancelled.reason
     if error is None:
         if not context.completed_in_session:
             return state.completed(run, metadata=metadata)
-        return _failed(context, NotCommittedError(), policies)
+        return _failure(NotCommittedError(), is_told=False)
     if reason is CancelReason.CANCELLED:
         return state.cancelled(run, error=_entry(context, CANCELLED_REMOTELY), metadata=metadata)
     steered = _steered(context, error)
@@ -111,7 +132,23 @@ def decide(
         timed_out = JobTimeoutError(timeout)
         timed_out.__cause__ = error
         error = timed_out
-    return _failed(context, error, policies)
+    is_lost = reason is CancelReason.LOST or find(error, JobRunLostError) is not None
+    return _failure(error, is_told=not is_lost)
+
+
+def fail(context: RunContext, failure: Failure, *, cancel: bool, policies: Policies) -> SetState:
+    """What to write for an attempt that failed; `cancel` is what the error handler wanted."""
+    entry, metadata = _encoded(context, failure.text, failure.trace), context.encoded_metadata()
+    if cancel:
+        return state.cancelled(context.run, error=entry, metadata=metadata)
+    if context.claimed.attempt >= context.claimed.max_attempts:
+        return state.discarded(context.run, error=entry, metadata=metadata)
+    retry, wait = _retry(context, failure.error, policies)
+    return state.errored(context.run, error=entry, retry=retry, short=wait <= SHORT_WAIT, metadata=metadata)
+
+
+def _failure(error: BaseException, *, is_told: bool) -> Failure:
+    return Failure(error, clean(describe(error), ERROR_LIMIT), clean(trace_of(error), TRACE_LIMIT), is_told)
 
 
 def _steered(context: RunContext, error: BaseException) -> SetState | None:
@@ -132,15 +169,6 @@ def _steered(context: RunContext, error: BaseException) -> SetState | None:
         entry = _entry(context, describe(discard))
         return state.discarded(context.run, error=entry, metadata=context.encoded_metadata())
     return None
-
-
-def _failed(context: RunContext, error: BaseException, policies: Policies) -> SetState:
-    entry = _entry(context, describe(error), trace_of(error))
-    metadata = context.encoded_metadata()
-    if context.claimed.attempt >= context.claimed.max_attempts:
-        return state.discarded(context.run, error=entry, metadata=metadata)
-    retry, wait = _retry(context, error, policies)
-    return state.errored(context.run, error=entry, retry=retry, short=wait <= SHORT_WAIT, metadata=metadata)
 
 
 def unstorable(context: RunContext, error: Exception, rng: random.Random) -> list[SetState]:
@@ -240,16 +268,20 @@ def _user_frames(trace: TracebackType | None) -> TracebackType | None:
     return frames or trace
 
 
-def _entry(context: RunContext, error: str, trace: str = "") -> str:
-    """River's error object. `at` is when the attempt started, by the database's clock."""
+def _entry(context: RunContext, error: str) -> str:
+    return _encoded(context, clean(error, ERROR_LIMIT))
+
+
+def _encoded(context: RunContext, error: str, trace: str = "") -> str:
+    """River's error object, of texts that are clean. `at` is when the attempt started, by the database's clock."""
     at = datetime.fromtimestamp(context.claimed.attempted_at_us // 1_000_000, UTC)
     at += timedelta(microseconds=context.claimed.attempted_at_us % 1_000_000)
     return json.dumps(
         {
             "at": at.isoformat().replace("+00:00", "Z"),
             "attempt": context.claimed.attempt,
-            "error": clean(error, ERROR_LIMIT),
-            "trace": clean(trace, TRACE_LIMIT),
+            "error": error,
+            "trace": trace,
         },
         ensure_ascii=False,
     )

@@ -52,6 +52,7 @@ from riverq.service.testsignal import TestSignal
 from riverq.state import SHORT_WAIT
 from riverq.validation import duration, fail, integer
 from riverq.worker.cancellation import CancelReason
+from riverq.worker.claim_watch import ClaimWatch
 from riverq.worker.context import RunContext
 from riverq.worker.executor import Executor
 from riverq.worker.fetch_limiter import FetchLimiter
@@ -76,6 +77,7 @@ class ProducerConfig:
     """How one queue is worked.
 
     - `fetch_cooldown`: the least time between two claims, see the module. `fetch_eager` allows the exception.
+    - `fetch_only_known_kinds`: leave jobs of kinds without a worker to other clients.
     - `fetch_poll_interval`: how often to look when nothing is heard.
     - `fetch_timeout`: how long one claim may take.
     - `max_workers`: how many jobs run at once.
@@ -85,6 +87,7 @@ class ProducerConfig:
     max_workers: int
     fetch_cooldown: timedelta = timedelta(milliseconds=100)
     fetch_eager: bool = True
+    fetch_only_known_kinds: bool = False
     fetch_poll_interval: timedelta = timedelta(seconds=1)
     fetch_timeout: timedelta = timedelta(seconds=10)
 
@@ -130,6 +133,7 @@ class Producer(Service):
         self._executor = executor
         self._config = config
         self._limiter = FetchLimiter(ctx, config.fetch_cooldown)
+        self._claim_watch = ClaimWatch(ctx, config.queue, lambda: executor.kinds)
         self._slots = Slots(config.max_workers)
         self._stuck = executor.stuck
         self.control = RemoteControl(
@@ -321,11 +325,12 @@ class Producer(Service):
 
     async def _claim(self, limit: int) -> list[ClaimedRow]:
         self.control.claim_begins()
+        claim: Callable[..., list[ClaimedRow]] = job_get_available
+        if self._config.fetch_only_known_kinds:
+            claim = self._claim_watch.around(claim)
         try:
             async with asyncio.timeout(self._config.fetch_timeout.total_seconds()):
-                rows = await self._db.run_single(
-                    job_get_available, client_id=self.ctx.client_id, queue=self.queue, limit=limit
-                )
+                rows = await self._db.run_single(claim, client_id=self.ctx.client_id, queue=self.queue, limit=limit)
         except TimeoutError as error:
             raise UnavailableError(f"the claim took longer than {self._config.fetch_timeout}") from error
         self._stats.claims += 1

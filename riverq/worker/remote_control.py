@@ -34,6 +34,7 @@ from riverq.notification import Topic, parse_control
 from riverq.notifier import Notifier
 from riverq.query.job_read import job_run_status
 from riverq.query.queue import queue_create_or_touch, queue_get
+from riverq.queue import Queue
 from riverq.service.context import ServiceContext
 from riverq.service.testsignal import TestSignal
 from riverq.service.timeout import OperationTimeoutError, within
@@ -60,7 +61,11 @@ ALL_QUEUES = "*"
 
 
 class RemoteControl:
-    """For one queue. `runs` are the running jobs by id, kept by the producer; `on_pause` hears every change."""
+    """For one queue. `runs` are the running jobs by id, kept by the producer; `on_pause` hears every change.
+
+    `on_change` (settable) is called in the loop with the queue's row when it was paused or resumed while it is worked;
+    not for what it was when that began.
+    """
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class RemoteControl:
         self._queue = queue
         self._runs = runs
         self._on_pause = on_pause
+        self.on_change: Callable[[Queue], None] | None = None
         self.interval = timedelta(seconds=2)
         self.paused = False
         self.read: TestSignal[bool] = TestSignal()
@@ -90,11 +96,12 @@ class RemoteControl:
         self._touch_due = 0.0
         self._look_due = 0.0
         self._ended = False
+        self._was_read = False
         self._unsubscribe: Callable[[], None] | None = None
 
     async def begin(self) -> None:
         """Listen, then make the queue's row and read it, in this order. Raises what the database raises."""
-        self._ended = False
+        self._ended = self._was_read = False
         if self._notifier is not None:
             self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self.look_at_everything)
         self._look_due = self._ctx.clock.monotonic() + LOOK_INTERVAL.total_seconds()
@@ -188,7 +195,7 @@ class RemoteControl:
         if queue is None:
             await self._touch()
         else:
-            self._set_paused(paused=queue.paused_at is not None)
+            self._set_queue(queue)
 
     async def _touch(self) -> None:
         self._read_due = False
@@ -203,9 +210,11 @@ class RemoteControl:
             self._read_due, self._touch_due = True, now + TOUCH_AGAIN.total_seconds()
             raise
         self._touch_due = now + TOUCH_INTERVAL.total_seconds()
-        self._set_paused(paused=queue.paused_at is not None)
+        self._set_queue(queue)
 
-    def _set_paused(self, *, paused: bool) -> None:
+    def _set_queue(self, queue: Queue) -> None:
+        paused, is_first = queue.paused_at is not None, not self._was_read
+        self._was_read = True
         if paused != self.paused:
             self.paused = paused
             if paused:
@@ -213,6 +222,8 @@ class RemoteControl:
             else:
                 self._ctx.log.info("Producer: Resumed (queue=%s)", self._queue)
             self._on_pause(paused)
+            if self.on_change is not None and not is_first:
+                self.on_change(queue)
         self.read.signal(paused)
 
     # -- the running jobs

@@ -68,7 +68,17 @@ class Settled:
         """The row after the write. A plain success is put together from the claimed row; None for a deleted job."""
         if self.persisted is not None or self.state is None or self.lost:
             return self.persisted
-        return dataclasses.replace(self.finished.context.row, state=self.state, finalized_at=self.at)
+        finalized_at = self.at if self.state.is_final else None
+        return dataclasses.replace(self.finished.context.row, state=self.state, finalized_at=finalized_at)
+
+
+Listener = Callable[[Settled], None]
+Wants = Callable[[JobState | None], bool]
+
+
+def everything(_state: JobState | None) -> bool:
+    """Whoever does not say what it wants."""
+    return True
 
 
 class Settlement:
@@ -76,28 +86,37 @@ class Settlement:
 
     def __init__(self, ctx: ServiceContext) -> None:
         self._ctx = ctx
-        self._listeners: list[Callable[[Settled], None]] = []
+        self._listeners: list[tuple[Listener, Wants]] = []
         self.stats = CompleterStats()
 
-    def subscribe(self, on_settled: Callable[[Settled], None]) -> Callable[[], None]:
-        """Have `on_settled` called in the loop for every settled run; it must not block. Returns how to end that."""
-        self._listeners.append(on_settled)
-        return lambda: self._listeners.remove(on_settled)
+    def subscribe(self, on_settled: Listener, wants: Wants = everything) -> Callable[[], None]:
+        """Have `on_settled` called in the loop for every settled run; it must not block. Returns how to end that.
+
+        `wants(state)` is asked, once for a batch of successes, whether runs matter now that ended in that state, or
+        whose row is in it (None: deleted). What nobody wants is neither put together nor read.
+        """
+        entry = (on_settled, wants)
+        self._listeners.append(entry)
+        return lambda: self._listeners.remove(entry)
 
     def completed(self, finished: Sequence[Finished]) -> None:
         """These plain successes are persisted."""
         self.stats.written += len(finished)
-        if self._listeners:
+        listeners = self._who_wants(JobState.COMPLETED)
+        if listeners:
             now = self._ctx.clock.now()
             for each in finished:
-                self._tell(Settled(finished=each, state=JobState.COMPLETED, lost=False, at=now))
+                self._tell(listeners, Settled(finished=each, state=JobState.COMPLETED, lost=False, at=now))
 
     def written(self, finished: Finished, row: JobRow) -> None:
         """The run's end is persisted as `row`."""
         self.stats.written += 1
         if row.state is JobState.AVAILABLE:
             self._wake(finished)
-        self._tell(Settled(finished=finished, state=row.state, lost=False, at=self._ctx.clock.now(), persisted=row))
+        listeners = self._who_wants(row.state)
+        if listeners:
+            now = self._ctx.clock.now()
+            self._tell(listeners, Settled(finished=finished, state=row.state, lost=False, at=now, persisted=row))
 
     async def judge(self, db: Database, missing: Sequence[Finished], *, uncertain: bool) -> list[Finished]:
         """Settle what is not ours any more; returns those still running as ours. Raises what the database raises."""
@@ -105,13 +124,17 @@ class Settlement:
         statuses = await db.run_single(job_run_status, client_id=self._ctx.client_id, runs=runs)
         ours = [each for each in missing if _is_mine(statuses, each)]
         others = [each for each in missing if not _is_mine(statuses, each)]
+        states = {job_id: status.state for job_id, status in statuses.items()}
+        wanted = [
+            job_id
+            for each in others
+            if (job_id := each.context.claimed.id) in states and self._who_wants(states[job_id], each.state.state)
+        ]
         rows: dict[int, JobRow] = {}
-        if others and self._listeners:
-            ids = [each.context.claimed.id for each in others]
-            rows = {row.id: row for row in await db.run_single(job_get_by_id_many, ids)}
+        if wanted:
+            rows = {row.id: row for row in await db.run_single(job_get_by_id_many, wanted)}
         for each in others:
-            status = statuses.get(each.context.claimed.id)
-            self._settle_other(each, None if status is None else status.state, rows, uncertain=uncertain)
+            self._settle_other(each, states.get(each.context.claimed.id), rows, uncertain=uncertain)
         return ours
 
     def _settle_other(
@@ -126,7 +149,9 @@ class Settlement:
             if state is JobState.AVAILABLE:
                 self._wake(finished)
         row = rows.get(finished.context.claimed.id)
-        self._tell(Settled(finished=finished, state=state, lost=lost, at=self._ctx.clock.now(), persisted=row))
+        now = self._ctx.clock.now()
+        settled = Settled(finished=finished, state=state, lost=lost, at=now, persisted=row)
+        self._tell(self._who_wants(state, finished.state.state), settled)
 
     def _wake(self, finished: Finished) -> None:
         """No NOTIFY goes out for a short wait; whoever wrote the row looks again when it is due."""
@@ -138,8 +163,11 @@ class Settlement:
         elif state.scheduled_at is not None:
             wake(state.scheduled_at - self._ctx.clock.now())
 
-    def _tell(self, settled: Settled) -> None:
-        for listener in list(self._listeners):
+    def _who_wants(self, *states: JobState | None) -> list[Listener]:
+        return [listener for listener, wants in self._listeners if any(map(wants, states))]
+
+    def _tell(self, listeners: Sequence[Listener], settled: Settled) -> None:
+        for listener in listeners:
             try:
                 listener(settled)
             except Exception:

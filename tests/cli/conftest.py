@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 import riverq
+from tests.cli.benching import schemas
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,3 +80,11 @@ def start(database_url: str, schema: str) -> Iterator[Start]:
 @pytest.fixture
 def inserter(engine: sa.Engine, schema: str) -> riverq.Client:
     return riverq.Client(engine, riverq.Config(schema=schema))
+
+
+@pytest.fixture
+def onlooker(database_url: str) -> Iterator[psycopg.Connection]:
+    """Looks at the server beside a bench, and at the end for schemas that one left."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        yield conn
+        assert schemas(conn) == []

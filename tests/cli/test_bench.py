@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import signal
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -18,41 +11,9 @@ import sqlalchemy as sa
 from psycopg.sql import SQL, Identifier
 
 from riverq.cli.main import main, make_parser
+from tests.cli.benching import QUICK, URLS, bench, on_terminal, read_all, with_driver
 
 SECRET = "geheim"
-URLS = {
-    "psycopg": "postgresql+psycopg",
-    "psycopg_async": "postgresql+psycopg_async",
-    "asyncpg": "postgresql+asyncpg",
-    "pg8000": "postgresql+pg8000",
-}
-QUICK = ("-n", "200", "--duration", "1s")
-
-
-def bench(url: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "riverq", "bench", "--database-url", url, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"COLUMNS": "80", "PYTHONWARNINGS": "default"},
-    )
-
-
-def with_driver(url: str, drivername: str) -> str:
-    return sa.make_url(url).set(drivername=drivername).render_as_string(hide_password=False)
-
-
-@pytest.fixture
-def onlooker(database_url: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        yield conn
-        assert schemas(conn) == []
-
-
-def schemas(conn: psycopg.Connection) -> list[str]:
-    rows = conn.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'riverq\\_bench%'").fetchall()
-    return [str(row[0]) for row in rows]
 
 
 @pytest.mark.parametrize("adapter", URLS)
@@ -121,179 +82,6 @@ def test_a_terminal_shows_a_bar_where_rich_is_installed(
     assert "working the backlog" in text
     assert ("\x1b[" in text) is has_rich
     assert ("bench: working the backlog" in text) is not has_rich
-
-
-def on_terminal(arguments: list[str]) -> tuple[subprocess.Popen[str], int]:
-    """The process, and what its terminal shows."""
-    screen, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        text=True,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
-    )
-    os.close(terminal)
-    return process, screen
-
-
-def read_until(screen: int, words: bytes) -> None:
-    shown = b""
-    while words not in shown:
-        shown += os.read(screen, 65536)
-
-
-def read_all(screen: int, shown: list[bytes]) -> None:
-    """Until the other side is closed, which Linux tells as an error."""
-    try:
-        while data := os.read(screen, 65536):
-            shown.append(data)
-    except OSError:
-        pass
-    os.close(screen)
-
-
-# -- signals
-
-
-def wait_for(process: subprocess.Popen[str], words: str) -> None:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if words in line:
-            return
-    raise AssertionError(f"the bench ended without saying {words!r}")
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("adapter", URLS)
-def test_a_signal_drops_the_schema(
-    database_url: str, onlooker: psycopg.Connection, adapter: str, number: signal.Signals, code: int
-) -> None:
-    process = bench(with_driver(database_url, URLS[adapter]), "--schema", "riverq_bench_signalled")
-    wait_for(process, "inserting one by one")
-    assert schemas(onlooker) == ["riverq_bench_signalled"]
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert out == ""
-    assert err.splitlines() == [
-        "bench: dropping the schema",
-        "riverq: interrupted; schema 'riverq_bench_signalled' is dropped",
-    ]
-    assert schemas(onlooker) == []
-
-
-def test_a_signal_drops_the_schema_when_nobody_reads_any_more(database_url: str, onlooker: psycopg.Connection) -> None:
-    with bench(database_url, "--schema", "riverq_bench_unread") as process:
-        wait_for(process, "inserting one by one")
-        assert process.stderr is not None
-        process.stderr.close()
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(timeout=60) == 129
-    assert schemas(onlooker) == []
-
-
-def test_a_signal_drops_the_schema_when_the_terminal_was_closed(
-    database_url: str, onlooker: psycopg.Connection
-) -> None:
-    call = ["-m", "riverq", "bench", "--database-url", database_url, "--schema", "riverq_bench_closed"]
-    process, screen = on_terminal(call)
-    with process:
-        read_until(screen, b"inserting one by one")
-        os.close(screen)
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(timeout=60) == 129
-    assert schemas(onlooker) == []
-
-
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_a_signal_while_it_connects_is_told_that_nothing_was_made(driver: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(60)
-        process = bench(f"postgresql+{driver}://u@127.0.0.1:{server.getsockname()[1]}/x")
-        connection, _ = server.accept()
-        with connection:
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.splitlines()[-1] == "riverq: interrupted; nothing was made"
-
-
-HELD = "riverq_bench_held"
-
-
-@pytest.fixture
-def holder(database_url: str, onlooker: psycopg.Connection) -> Iterator[psycopg.Connection]:
-    """A connection that may hold a lock for which dropping the schema HELD waits."""
-    with psycopg.connect(database_url) as conn:
-        yield conn
-    onlooker.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(HELD)))
-
-
-def hold(conn: psycopg.Connection) -> None:
-    conn.execute(SQL("SELECT FROM {}").format(Identifier(HELD, "river_queue")))
-
-
-def test_a_second_signal_asks_for_patience_and_a_third_leaves(database_url: str, holder: psycopg.Connection) -> None:
-    process = bench(database_url, "--schema", HELD)
-    wait_for(process, "inserting one by one")
-    hold(holder)
-    process.send_signal(signal.SIGINT)
-    wait_for(process, "bench: dropping the schema")
-    process.send_signal(signal.SIGINT)
-    wait_for(process, "riverq: still ending (once more ends at once)")
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert out == ""
-    assert err.startswith(f"riverq: ended at once; schema '{HELD}' may be left behind (if its comment is 'made by ")
-    assert err.endswith(f'\': DROP SCHEMA "{HELD}" CASCADE)\n')
-
-
-def test_a_third_signal_leaves_when_nobody_reads_any_more(database_url: str, holder: psycopg.Connection) -> None:
-    with bench(database_url, "--schema", HELD) as process:
-        wait_for(process, "inserting one by one")
-        hold(holder)
-        process.send_signal(signal.SIGHUP)
-        wait_for(process, "bench: dropping the schema")
-        assert process.stderr is not None
-        process.stderr.close()
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 143
-
-
-def test_a_third_signal_gives_the_terminal_its_cursor_back(database_url: str, holder: psycopg.Connection) -> None:
-    process, screen = on_terminal(["-m", "riverq", "bench", "--database-url", database_url, "--schema", HELD])
-    with process:
-        read_until(screen, b"inserting one by one")
-        hold(holder)
-        process.send_signal(signal.SIGINT)
-        read_until(screen, b"dropping the schema")
-        process.send_signal(signal.SIGHUP)
-        process.send_signal(signal.SIGTERM)
-        shown: list[bytes] = []
-        read_all(screen, shown)
-        assert process.wait(timeout=60) == 143
-    assert b"riverq: ended at once" in b"".join(shown)
-    assert b"".join(shown).endswith(b"\x1b[?25h")
-
-
-def test_a_signal_keeps_its_code_when_the_schema_cannot_be_dropped(
-    database_url: str, holder: psycopg.Connection
-) -> None:
-    url = sa.make_url(database_url).update_query_dict({"options": "-c lock_timeout=200"})
-    process = bench(with_driver(url.render_as_string(hide_password=False), URLS["psycopg"]), "--schema", HELD)
-    wait_for(process, "inserting one by one")
-    hold(holder)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143, err
-    assert out == ""
-    dropping, failed, interrupted = err.splitlines()
-    assert dropping == "bench: dropping the schema"
-    assert failed.startswith("riverq: the schema cannot be dropped: ")
-    assert interrupted.startswith(f"riverq: interrupted; schema '{HELD}' may be left behind (if its comment is ")
 
 
 # -- what goes wrong

@@ -1,4 +1,7 @@
-"""Cancelling, queues and the leader by call: own transactions and sessions, on both clients and every adapter."""
+"""Jobs, queues and the leader by call: own transactions and sessions, on both clients and every adapter.
+
+What the verbs for jobs do to them is tried in `test_job_verbs`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy.orm import Session
 
 import riverq
-from riverq.client.control_verbs import AsyncControlVerbs, ControlVerbs
+from riverq.client.control_verbs import ControlVerbs
 from riverq.client.job_verbs import JobVerbs
 from riverq.errors import JobNotFoundError, QueueNotFoundError
 from riverq.query.queue import queue_create_or_touch
@@ -24,6 +27,13 @@ from tests.query.arrange import Table
 
 VERBS: dict[str, tuple[Any, ...]] = {
     "job_cancel": (1,),
+    "job_count_by_kind": (),
+    "job_count_by_queue": (),
+    "job_count_by_state": (),
+    "job_delete": (1,),
+    "job_delete_many": (),
+    "job_retry": (1,),
+    "job_update": (1,),
     "queue_get": ("mail",),
     "queue_list": (),
     "queue_pause": ("mail",),
@@ -31,6 +41,22 @@ VERBS: dict[str, tuple[Any, ...]] = {
     "queue_update": ("mail",),
     "request_resign": (),
 }
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "job_delete_many": {"unfiltered": True},
+    "job_update": {"output": 1},
+    "queue_update": {"metadata": {}},
+}
+"""What a verb needs to change anything."""
+
+SILENT = {name for name in VERBS if name.startswith("job_count")} | {
+    "job_delete",
+    "job_delete_many",
+    "job_update",
+    "queue_get",
+    "queue_list",
+}
+"""The verbs that nobody is told of."""
 
 
 @pytest.fixture
@@ -61,7 +87,7 @@ def rows(table: Table) -> Any:
 def test_every_verb_is_tried_here() -> None:
     found = {name for name in (*vars(ControlVerbs), *vars(JobVerbs)) if not name.startswith("_")} - {"stats"}
     assert found == set(VERBS)
-    assert all(inspect.iscoroutinefunction(getattr(AsyncControlVerbs, name)) for name in VERBS)
+    assert all(inspect.iscoroutinefunction(getattr(riverq.AsyncClient, name)) for name in VERBS)
 
 
 async def test_verbs_in_transactions_of_their_own(client: Any, table: Table, mail: None) -> None:
@@ -90,6 +116,13 @@ async def test_verbs_in_transactions_of_their_own(client: Any, table: Table, mai
 
 async def use_every_verb(client: Any, session: Any, job_id: int) -> None:
     assert (await settle(client.job_cancel(job_id, session=session))).state is riverq.JobState.CANCELLED
+    assert (await settle(client.job_retry(job_id, session=session))).state is riverq.JobState.AVAILABLE
+    assert (await settle(client.job_update(job_id, output=[1], session=session))).output == [1]
+    assert (await settle(client.job_count_by_state(session=session)))[riverq.JobState.AVAILABLE] == 1
+    assert (await settle(client.job_count_by_kind(session=session)))["greet"][riverq.JobState.AVAILABLE] == 1
+    assert (await settle(client.job_count_by_queue(session=session)))["default"] == (1, 0)
+    assert (await settle(client.job_delete(job_id, session=session))).id == job_id
+    assert await settle(client.job_delete_many(ids=[job_id], session=session)) == []
     await settle(client.queue_pause("mail", timedelta(hours=1), session=session))
     await settle(client.queue_pause("*", session=session))
     await settle(client.queue_update("mail", metadata={"a": 1}, session=session))
@@ -121,8 +154,9 @@ async def test_what_cannot_be_found_leaves_the_session_whole(
     client: Any, engine_of: Any, database_url: str, schema: str
 ) -> None:
     async with open_session(engine_of, "session") as session:
-        with pytest.raises(JobNotFoundError, match="job not found: 7 "):
-            await settle(client.job_cancel(7, session=session))
+        for verb in ("job_cancel", "job_delete", "job_retry", "job_update"):
+            with pytest.raises(JobNotFoundError, match="job not found: 7 "):
+                await settle(getattr(client, verb)(7, session=session))
         for verb in ("queue_get", "queue_pause", "queue_resume", "queue_update"):
             with pytest.raises(QueueNotFoundError, match="queue not found: 'none'"):
                 await settle(getattr(client, verb)("none", session=session))
@@ -156,20 +190,33 @@ async def test_an_autocommit_connection_does_at_once(client: Any, engine_of: Any
     assert len(heard(table)) == 2
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("queue_get", "queue_list")])
+@pytest.mark.parametrize("verb", sorted(VERBS.keys() - SILENT))
 def test_a_two_phase_transaction_is_refused_before_anything_is_written(
     engine: sa.Engine, table: Table, schema: str, mail: None, verb: str
 ) -> None:
     table.add()
     before = rows(table)
     client = riverq.Client(engine, riverq.Config(schema=schema))
-    options: dict[str, Any] = {"metadata": {}} if verb == "queue_update" else {}
     with Session(engine, twophase=True) as session:
         with pytest.raises(riverq.SessionError, match="two-phase transaction cannot notify"):
-            getattr(client, verb)(*VERBS[verb], session=session, **options)
+            getattr(client, verb)(*VERBS[verb], session=session, **OPTIONS.get(verb, {}))
         session.prepare()
         session.commit()
     assert (rows(table), heard(table)) == (before, [])
+
+
+@pytest.mark.parametrize("verb", sorted(SILENT))
+def test_a_two_phase_transaction_may_do_what_nobody_is_told_of(
+    engine: sa.Engine, table: Table, schema: str, mail: None, verb: str
+) -> None:
+    table.add()
+    client = riverq.Client(engine, riverq.Config(schema=schema))
+    with Session(engine, twophase=True) as session:
+        getattr(client, verb)(*VERBS[verb], session=session, **OPTIONS.get(verb, {}))
+        session.prepare()
+        session.commit()
+    assert heard(table) == []
+    assert len(table.sql("SELECT id FROM {job}")) == (0 if "delete" in verb else 1)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from riverq.job import JobRow
+from riverq.queue import Queue
 
 
 def of_riverq(row: JobRow) -> dict[str, Any]:
@@ -35,6 +36,38 @@ def of_riverq(row: JobRow) -> dict[str, Any]:
     }
 
 
+def river_row(row: JobRow) -> dict[str, Any]:
+    """A row that riverq read, in the words in which the oracle tells one."""
+    times = {name: _text(getattr(row, name)) for name in ("attempted_at", "created_at", "finalized_at", "scheduled_at")}
+    return {
+        **of_riverq(row),
+        **times,
+        "args": row.encoded_args,
+        "metadata": json.dumps(row.metadata, ensure_ascii=False),
+        "errors": [
+            {"at": _text(each.at), "attempt": each.attempt, "error": each.error, "trace": each.trace}
+            for each in row.errors
+        ],
+    }
+
+
+def river_queue(queue: Queue) -> dict[str, Any]:
+    """A queue that riverq read, in the words in which the oracle tells one."""
+    return {
+        "name": queue.name,
+        "metadata": json.dumps(queue.metadata, ensure_ascii=False),
+        "created_at": _text(queue.created_at),
+        "paused_at": _text(queue.paused_at),
+        "updated_at": _text(queue.updated_at),
+    }
+
+
+def queue_of_river(queue: dict[str, Any]) -> dict[str, Any]:
+    """A queue as River read it, from the oracle."""
+    times = {name: _time(queue[name]) for name in ("created_at", "paused_at", "updated_at")}
+    return {**queue, **times, "metadata": json.loads(queue["metadata"])}
+
+
 def of_river(row: dict[str, Any]) -> dict[str, Any]:
     """A row as River read it, from the oracle."""
     times = {name: _time(row[name]) for name in ("attempted_at", "created_at", "finalized_at", "scheduled_at")}
@@ -47,6 +80,10 @@ def of_river(row: dict[str, Any]) -> dict[str, Any]:
         "errors": [{**each, "at": _time(each["at"])} for each in row["errors"]],
         "unique_states": sorted(row["unique_states"]) if row["unique_states"] is not None else None,
     }
+
+
+def _text(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _time(text: str | None) -> datetime | None:

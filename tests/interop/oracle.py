@@ -7,20 +7,29 @@ and `go/bin` otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 from itertools import count
 from pathlib import Path
-from threading import Lock
+from threading import Condition, Lock
 from typing import IO, Any
 
 SOURCE = Path(__file__).parent / "go"
 
 
 class OracleError(Exception):
-    """River, or the oracle itself, refused a request."""
+    """River, or the oracle itself, refused a request.
+
+    `kind` is `not_found`, `running` or `conflict` where it is one of these, else empty.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def find_go() -> str | None:
@@ -53,16 +62,17 @@ def build(go: str) -> Path:
 
 
 class Oracle:
-    """A running oracle. Requests that were sent run side by side, whichever is waited for first."""
+    """A running oracle, or a peer in a process of its own. Requests run side by side, whichever is waited for first."""
 
-    def __init__(self, binary: Path) -> None:
+    def __init__(self, *command: str | Path) -> None:
         self._process = subprocess.Popen(
-            [str(binary)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [*map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self._ids = count(1)
         self._answers: dict[int, dict[str, Any]] = {}
         self._writing = Lock()
-        self._reading = Lock()
+        self._answered = Condition()
+        self._somebody_reads = False
 
     def call(self, op: str, /, **params: Any) -> Any:
         """Ask for one operation of `tests/interop/go/main.go` and wait for its result.
@@ -85,25 +95,61 @@ class Oracle:
 
     def receive(self, number: int) -> Any:
         """Wait for the answer to a request that was sent."""
-        stdout: IO[str] | None = self._process.stdout
-        assert stdout is not None
-        with self._reading:
+        with self._answered:
             while number not in self._answers:
-                line = stdout.readline()
-                if not line:
-                    raise OracleError(f"the oracle ended, exit code {self._process.wait()}")
-                answer = json.loads(line)
-                self._answers[answer["id"]] = answer
+                if self._somebody_reads:
+                    self._answered.wait()
+                else:
+                    self._read()
             answer = self._answers.pop(number)
         if "error" in answer:
-            raise OracleError(answer["error"])
+            raise OracleError(answer["error"], answer.get("error_kind", ""))
         return answer["result"]
 
+    def _read(self) -> None:
+        """Read one answer, whoever's it is; the others may send, and look for theirs, meanwhile."""
+        stdout: IO[str] | None = self._process.stdout
+        assert stdout is not None
+        self._somebody_reads = True
+        self._answered.release()
+        try:
+            line = stdout.readline()
+        finally:
+            self._answered.acquire()
+            self._somebody_reads = False
+            self._answered.notify_all()
+        if not line:
+            raise OracleError(f"the oracle ended, exit code {self._process.wait()}")
+        answer = json.loads(line)
+        self._answers[answer["id"]] = answer
+
+    # -- what may be done to the process itself
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL, in the middle of whatever it does; returns when it is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def suspend(self) -> None:
+        """SIGSTOP: it stands still, with its connections and locks, until `resume`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
+
     def close(self) -> None:
-        """End the process; it stops its clients first."""
+        """End the process; it stops its clients first. One that was killed is only cleared away."""
+        self.resume()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
         try:
             self._process.wait(timeout=15)
         except subprocess.TimeoutExpired:

@@ -33,6 +33,10 @@ class Place:
         """Ask the real River for an operation in this schema."""
         return self.oracle.call(op, database_url=self.database_url, schema=self.schema, **params)
 
+    def leave(self) -> None:
+        """End what a test has left running or open in this schema."""
+        self.go("leave")
+
     def go_insert(self, kind: str, args: Any, **options: Any) -> dict[str, Any]:
         """Insert one job by River; its row."""
         [inserted] = self.go("insert", jobs=[{"kind": kind, "args": json.dumps(args), **options}])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,6 +12,7 @@ from riverq.job import FINAL_STATES, JobRow, JobState
 from riverq.query.job_edit import job_cancel
 from riverq.query.job_insert import job_insert_many
 from tests.query.arrange import CLAIMED_AT, DEFAULT_MASK, Caller, Table, unique
+from tests.query.racing import waiting
 
 NOW = CLAIMED_AT + timedelta(hours=1)
 MARK = "2026-11-21T06:04:03.123457Z"
@@ -152,20 +152,14 @@ def test_a_job_inside_its_mask_keeps_it(call: Caller, table: Table, state: str) 
 
 def waiting_while(call: Caller, table: Table, other: sa.Connection, job_id: int) -> Any:
     """Cancel in a transaction that goes on afterwards; commit `other` once the cancel waits for it."""
-    results: list[Any] = []
 
-    def cancel_and_go_on(conn: sa.Connection, schema: str) -> None:
+    def cancel_and_go_on(conn: sa.Connection, schema: str) -> Any:
         row = job_cancel(conn, schema, job_id, now=NOW)
-        results.append((row, conn.exec_driver_sql("SELECT 1").scalar_one()))
+        return row, conn.exec_driver_sql("SELECT 1").scalar_one()
 
-    thread = threading.Thread(target=lambda: call(cancel_and_go_on))
-    thread.start()
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    while not table.sql(waiting):
-        assert thread.is_alive()
-    other.commit()
-    thread.join()
-    return results[0]
+    with waiting(table, lambda: call(cancel_and_go_on)) as result:
+        other.commit()
+    return result.result()
 
 
 def test_a_key_taken_while_one_waits_spoils_no_transaction(call: Caller, heard: Table, other: sa.Connection) -> None:
@@ -185,12 +179,9 @@ def test_a_key_taken_while_one_waits_in_autocommit(
     job_insert_many(other, schema, [unique()])
     with engine.connect() as conn:
         alone = conn.execution_options(isolation_level="AUTOCOMMIT")
-        thread = threading.Thread(target=lambda: job_cancel(alone, schema, job_id))
-        thread.start()
-        while not table.sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
-            assert thread.is_alive()
-        other.commit()
-        thread.join()
+        with waiting(table, lambda: job_cancel(alone, schema, job_id)) as result:
+            other.commit()
+        assert result.result() is not None
     assert table.get(job_id)["mask"] is None
 
 

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from riverq.job import JobState
+from riverq.query import job_fetch
 from riverq.query.job_fetch import claimed_job, job_get_available
 from riverq.query.job_read import job_get_by_id
 from riverq.query.rows import texts
 from riverq.query.statement import from_us
+from tests.fix_schema import SchemaPool
 from tests.query.arrange import CLAIMED_AT, DEFAULT_MASK, ME, Caller, Table
+from tests.query.test_plans import ASYNCPG, MODES, plan
 
 ERROR = {"at": "2026-01-01T00:00:00Z", "attempt": 1, "error": "x", "trace": ""}
 
@@ -134,3 +139,95 @@ def test_two_claimers_share_without_overlap(call: Caller, table: Table, engine: 
         theirs = job_get_available(other, call.schema, client_id="them", queue="default", limit=4)
         ours: list[Any] = call.claim()
     assert sorted(row.id for row in [*theirs, *ours]) == ids
+
+
+# -- known kinds only
+
+
+def test_other_kinds_are_passed_over_untouched(call: Caller, table: Table) -> None:
+    now = table.now()
+    unknown = [table.add(kind="unknown", scheduled_at=now - timedelta(hours=1)) for _ in range(5)]
+    known = [table.add(kind=kind, scheduled_at=now - timedelta(seconds=9 - n)) for n, kind in enumerate("abab")]
+    before = [table.get(job_id) for job_id in unknown]
+    assert [row.id for row in call.claim(kinds=["a", "b"], limit=3)] == known[:3]
+    assert [row.id for row in call.claim(kinds=["b"])] == known[3:]
+    assert call.claim(kinds=["a", "b"]) == []
+    assert call.claim(kinds=[]) == []
+    assert [table.get(job_id) for job_id in unknown] == before
+    assert [row.id for row in call.claim()] == unknown
+
+
+@pytest.mark.parametrize("kind", ["NULL", "", "a,b", '"', "\\", "{x}", " a ", "it's", "%s", "é", "A"])
+def test_any_kind_may_be_known(call: Caller, table: Table, kind: str) -> None:
+    job_id = table.add(kind=kind or "k")
+    table.add(kind="other")
+    assert [row.kind for row in call.claim(kinds=["first", kind or "k", kind or "k"])] == [kind or "k"]
+    assert table.state(job_id) is JobState.RUNNING
+    assert call.claim(kinds=["OTHER", "othe", "others"]) == []
+
+
+def test_rows_that_are_passed_over_are_not_locked(call: Caller, table: Table, engine: sa.Engine) -> None:
+    unknown, known = table.add(kind="unknown"), table.add(kind="known")
+    with engine.connect() as other, other.begin():
+        rows = job_get_available(other, call.schema, client_id="them", queue="default", limit=9, kinds=["known"])
+        assert [row.id for row in rows] == [known]
+        assert table.sql("SELECT id FROM {job} WHERE id = %s FOR UPDATE NOWAIT", unknown) == [{"id": unknown}]
+
+
+def test_two_claimers_of_different_kinds_never_meet(call: Caller, table: Table, engine: sa.Engine) -> None:
+    ids = [table.add(kind="ab"[n % 2]) for n in range(10)]
+    with engine.connect() as other, other.begin():
+        theirs = job_get_available(other, call.schema, client_id="them", queue="default", limit=9, kinds=["a"])
+        ours: list[Any] = call.claim(kinds=["b"])
+    assert ([row.id for row in theirs], [row.id for row in ours]) == (ids[::2], ids[1::2])
+
+
+UNKNOWN, KNOWN, FINISHED = 6_000, 500, 12_000
+
+
+@pytest.fixture(scope="module")
+def crowded(database_url: str, schema_pool: SchemaPool) -> Iterator[psycopg.Connection[Any]]:
+    """A queue with jobs of other kinds in front, and many more jobs of the known kind that are finished."""
+    schema = schema_pool.take()
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(f"SET search_path = {schema}")
+        for kind, state, finalized, first, count in (
+            ("'unknown' || n % 3", "available", "NULL", 1, UNKNOWN),
+            ("'known'", "available", "NULL", UNKNOWN, KNOWN),
+            ("'known'", "completed", "now()", 1, FINISHED),
+        ):
+            conn.execute(
+                f"""INSERT INTO river_job (state, max_attempts, args, kind, finalized_at, scheduled_at)
+                SELECT '{state}', 25, '{{}}', {kind}, {finalized}, to_timestamp({first} + n)
+                FROM generate_series(1, {count}) n"""
+            )
+        conn.execute("VACUUM ANALYZE river_job")
+        yield conn
+    schema_pool.give_back(schema)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kinds", ["{known}", "{" + ",".join(f"k{n}" for n in range(300)) + ",known}"])
+def test_the_filtered_claim_stays_on_the_fetching_index(
+    crowded: psycopg.Connection[Any], mode: str, kinds: str
+) -> None:
+    """Not on the one on `kind`, where every finished job of the kind is, and without sorting what is due."""
+    params = {"client_id": ME, "queue": "default", "limit": 50, "attempted_by_kept": 99, "now": None, "kinds": kinds}
+    nodes = plan(crowded, job_fetch._claim_known, mode, **params)
+    assert nodes[0]["Actual Rows"] == 50
+    indexes = [node["Index Name"] for node in nodes if "Index Name" in node]
+    assert set(indexes) <= {"river_job_prioritized_fetching_index", "river_job_pkey"}
+    fetching = [node for node in nodes if node.get("Index Name") == "river_job_prioritized_fetching_index"]
+    assert len(fetching) == 1
+    assert fetching[0]["Node Type"] == "Index Scan"
+    assert (fetching[0]["Actual Rows"], fetching[0]["Rows Removed by Filter"]) == (50, UNKNOWN)
+    assert "hashed SubPlan" in fetching[0]["Filter"]  # the kinds are read once, not once per row
+    sorts = [node for node in nodes if node["Node Type"] == "Sort"]
+    assert all(node["Actual Rows"] <= 50 for node in sorts)
+
+
+def test_the_plain_claim_does_not_know_of_kinds() -> None:
+    plain, order = job_fetch._claim.prepare(ASYNCPG, "s")
+    assert "unnest" not in plain
+    assert order is not None
+    assert "kinds" not in order

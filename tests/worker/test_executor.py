@@ -89,6 +89,32 @@ async def test_each_way_to_end(house: House, style: str) -> None:
     assert "in work" in entry["trace"]
 
 
+async def test_attempts_that_failed_or_were_given_up_are_logged_and_others_are_not(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    ends: dict[str, Exception | None] = {
+        "ok": None,
+        "error": ValueError("it broke"),
+        "snooze": JobSnooze(timedelta(hours=1)),
+        "cancel": JobCancel("enough"),
+        "discard": JobDiscard("hopeless"),
+    }
+
+    def work(job: Raw) -> None:
+        error = ends[job.args["end"]]
+        if error is not None:
+            raise error
+
+    register(house, "async def", work)
+    for end in ends:
+        await one(house, args=json.dumps({"end": end}))
+    logged = [record.getMessage().split(": ", 1)[1] for record in caplog.records if record.levelname == "WARNING"]
+    assert logged == [
+        "Attempt failed, to become available (kind=echo, queue=default, attempt=1, error=ValueError: it broke)",
+        "Attempt failed, to become discarded (kind=echo, queue=default, attempt=1, error=JobDiscard: hopeless)",
+    ]
+
+
 async def test_the_last_attempt_discards(house: House, style: str) -> None:
     register(house, style, lambda job: 1 // 0)  # type: ignore[arg-type]
     row = await one(house, max_attempts=1)

@@ -10,13 +10,26 @@ from typing import Any
 
 import pytest
 
-from riverq import JobCancel, JobDiscard, JobSnooze
+from riverq import JobCancel, JobDiscard, JobSnooze, JobTimeoutError
+from riverq.errors import JobRunLostError
 from riverq.job import JobRow, JobState
 from riverq.retry_policy import DefaultRetryPolicy
 from riverq.state import Reason, SetState
 from riverq.worker.cancellation import CancelReason
 from riverq.worker.context import RunContext
-from riverq.worker.outcome import ERROR_LIMIT, Policies, Retry, clean, decide, describe, find, unstorable
+from riverq.worker.outcome import (
+    ERROR_LIMIT,
+    TRACE_LIMIT,
+    Failure,
+    Policies,
+    Retry,
+    clean,
+    describe,
+    fail,
+    find,
+    judge,
+    unstorable,
+)
 from tests.worker.harness import run_context
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -42,11 +55,19 @@ def outcome(
     reason: CancelReason | None = None,
     worker: Callable[[BaseException], Retry | None] = lambda _: None,
     client: Any = None,
+    cancel: bool = False,
 ) -> SetState:
+    verdict = judged(context, error, reason)
+    if isinstance(verdict, SetState):
+        return verdict
+    policies = Policies(worker=worker, client=client or DefaultRetryPolicy(), rng=random.Random(0), now=lambda: NOW)
+    return fail(context, verdict, cancel=cancel, policies=policies)
+
+
+def judged(context: RunContext, error: BaseException | None, reason: CancelReason | None = None) -> SetState | Failure:
     if reason is not None:
         context.cancelled.set(reason)
-    policies = Policies(worker=worker, client=client or DefaultRetryPolicy(), rng=random.Random(0), now=lambda: NOW)
-    return decide(context, error, timeout=timedelta(seconds=60), policies=policies)
+    return judge(context, error, timeout=timedelta(seconds=60))
 
 
 def raised(error: BaseException) -> BaseException:
@@ -227,6 +248,93 @@ def test_an_uncommitted_completion_is_a_failed_attempt() -> None:
     context.completed_in_session = True
     state = outcome(context, None)
     assert (state.reason, text_of(state)) == (Reason.ERRORED, "completed in a transaction that did not commit")
+
+
+def test_the_handler_may_have_a_failed_job_cancelled_even_after_its_last_attempt() -> None:
+    for attempt in (1, 25):
+        context = run_context(attempt=attempt)
+        context.record_output([1])
+        state = outcome(context, raised(ValueError("it broke")), cancel=True)
+        assert (state.state, state.reason, text_of(state)) == (
+            JobState.CANCELLED,
+            Reason.CANCELLED,
+            "ValueError: it broke",
+        )
+        assert state.metadata == '{"output":[1]}'
+        assert (state.attempt, state.scheduled_in, state.scheduled_at) == (None, None, None)
+
+
+def test_a_failure_carries_what_the_row_will_have() -> None:
+    context = run_context()
+    failure = judged(context, raised(ValueError("nul \0" + "x" * TRACE_LIMIT)))
+    assert isinstance(failure, Failure)
+    state = outcome(context, failure.error)
+    assert state.error is not None
+    entry = json.loads(state.error)
+    assert (entry["error"], entry["trace"]) == (failure.text, failure.trace)
+    assert "\\x00" in failure.trace
+
+
+def test_a_timeout_counts_as_its_own_error() -> None:
+    raw = raised(asyncio.CancelledError())
+    failure = judged(run_context(), raw, CancelReason.TIMEOUT)
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.error, JobTimeoutError)
+    assert failure.error.__cause__ is raw
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("x"), None),
+        (SystemExit(1), None),
+        (asyncio.CancelledError(), None),
+        (asyncio.CancelledError(), CancelReason.TIMEOUT),
+        (ValueError("x"), CancelReason.TIMEOUT),
+        (ValueError("x"), CancelReason.STOPPING),
+    ],
+    ids=repr,
+)
+def test_failures_that_the_handler_is_told_of(error: BaseException, reason: CancelReason | None) -> None:
+    failure = judged(run_context(), raised(error), reason)
+    assert isinstance(failure, Failure)
+    assert failure.is_told
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, None),
+        (JobSnooze(timedelta(minutes=1)), None),
+        (JobCancel("enough"), None),
+        (JobDiscard("hopeless"), None),
+        (asyncio.CancelledError(), CancelReason.STOPPING),
+        (asyncio.CancelledError(), CancelReason.LOST),
+        (asyncio.CancelledError(), CancelReason.CANCELLED),
+        (ValueError("x"), CancelReason.CANCELLED),
+        (SystemExit(1), CancelReason.CANCELLED),
+    ],
+    ids=repr,
+)
+def test_ends_that_are_no_failures(error: BaseException | None, reason: CancelReason | None) -> None:
+    assert isinstance(judged(run_context(), error, reason), SetState)
+
+
+def test_the_handler_is_not_told_where_nobody_knows_whether_the_attempt_failed() -> None:
+    committed = run_context()
+    committed.completed_in_session = True
+    lost = ValueError("x")
+    lost.__cause__ = JobRunLostError(7)
+    failures = [
+        judged(committed, None),
+        judged(run_context(), raised(ValueError("x")), CancelReason.LOST),
+        judged(run_context(), raised(JobRunLostError(7))),
+        judged(run_context(), raised(lost)),
+    ]
+    assert [isinstance(failure, Failure) and failure.is_told for failure in failures] == [False] * 4
+    told = judged(committed, raised(ValueError("after the completion, perhaps rolled back")))
+    assert isinstance(told, Failure)
+    assert told.is_told
 
 
 def test_staged_metadata_goes_with_every_outcome() -> None:

@@ -38,7 +38,7 @@ type jobRequest struct {
 }
 
 func (r *jobRequest) params() (river.InsertManyParams, error) {
-	args, err := buildArgs(r.Shape, r.Kind, json.RawMessage(r.Args))
+	args, err := buildArgs(r.Shape, r.Kind, json.RawMessage(orDefault(r.Args, "{}")))
 	if err != nil {
 		return river.InsertManyParams{}, err
 	}
@@ -72,10 +72,7 @@ type insertRequest struct {
 // Inserts all jobs in one transaction. Answers with their rows, or with a number when the fast path was asked for.
 func insertJobs(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
 	var request insertRequest
-	if err := json.Unmarshal(raw, &request); err != nil {
-		return nil, err
-	}
-	client, err := o.client(ctx, request.place)
+	client, tx, err := o.read(ctx, raw, &request)
 	if err != nil {
 		return nil, err
 	}
@@ -88,9 +85,17 @@ func insertJobs(ctx context.Context, o *oracle, raw json.RawMessage) (any, error
 		many = append(many, params)
 	}
 	if request.Fast {
+		if tx != nil {
+			return client.InsertManyFastTx(ctx, tx, many)
+		}
 		return client.InsertManyFast(ctx, many)
 	}
-	results, err := client.InsertMany(ctx, many)
+	var results []*rivertype.JobInsertResult
+	if tx == nil {
+		results, err = client.InsertMany(ctx, many)
+	} else {
+		results, err = client.InsertManyTx(ctx, tx, many)
+	}
 	if err != nil {
 		return nil, err
 	}

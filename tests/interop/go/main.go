@@ -17,24 +17,44 @@ import (
 type operation func(ctx context.Context, o *oracle, request json.RawMessage) (any, error)
 
 var operations = map[string]operation{
-	"migrate":      migrate,
-	"versions":     versions,
-	"shapes":       shapeNames,
-	"cron":         cronRuns,
-	"insert":       insertJobs,
-	"unique_keys":  uniqueKeys,
-	"rows":         readRows,
-	"job_cancel":   jobCancel,
-	"job_retry":    jobRetry,
-	"job_delete":   jobDelete,
-	"queue_pause":  queuePause,
-	"queue_resume": queueResume,
-	"start":        startClient,
-	"events":       awaitEvents,
-	"release":      releaseJobs,
-	"stop":         stopClient,
-	"work":         work,
-	"close":        closePools,
+	"migrate":         migrate,
+	"versions":        versions,
+	"shapes":          shapeNames,
+	"cron":            cronRuns,
+	"unique_keys":     uniqueKeys,
+	"insert":          insertJobs,
+	"rows":            readRows,
+	"job_get":         jobGet,
+	"job_list":        jobList,
+	"cursor_check":    cursorCheck,
+	"job_cancel":      jobCancel,
+	"job_retry":       jobRetry,
+	"job_delete":      jobDelete,
+	"job_delete_many": jobDeleteMany,
+	"job_update":      jobUpdate,
+	"queue_get":       queueGet,
+	"queue_list":      queueList,
+	"queue_update":    queueUpdate,
+	"queue_pause":     queuePause,
+	"queue_resume":    queueResume,
+	"request_resign":  requestResign,
+	"tx_begin":        txBegin,
+	"tx_end":          txEnd,
+	"listen":          listen,
+	"heard":           heard,
+	"unlisten":        unlisten,
+	"start":           startClient,
+	"events":          awaitEvents,
+	"marks":           awaitMarks,
+	"release":         releaseJobs,
+	"stop":            stopClient,
+	"work":            work,
+	"queue_add":       queueAdd,
+	"queue_remove":    queueRemove,
+	"periodic_add":    periodicAdd,
+	"periodic_remove": periodicRemove,
+	"leave":           leave,
+	"close":           closePools,
 }
 
 type envelope struct {
@@ -43,9 +63,10 @@ type envelope struct {
 }
 
 type answer struct {
-	ID     int64  `json:"id"`
-	Result any    `json:"result"`
-	Error  string `json:"error,omitempty"`
+	ID        int64  `json:"id"`
+	Result    any    `json:"result"`
+	Error     string `json:"error,omitempty"`
+	ErrorKind string `json:"error_kind,omitempty"`
 }
 
 func main() {
@@ -73,7 +94,7 @@ func main() {
 			result, err := perform(o, request.Op, line)
 			reply := answer{ID: request.ID, Result: result}
 			if err != nil {
-				reply = answer{ID: request.ID, Error: err.Error()}
+				reply = answer{ID: request.ID, Error: err.Error(), ErrorKind: kindOf(err)}
 			}
 			write.Lock()
 			defer write.Unlock()
@@ -82,7 +103,7 @@ func main() {
 			}
 		}()
 	}
-	o.stopAll()
+	o.end(func(place) bool { return true })
 	running.Wait()
 }
 

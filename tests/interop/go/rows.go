@@ -44,6 +44,14 @@ func rowToJSON(row *rivertype.JobRow) map[string]any {
 	}
 }
 
+func rowsToJSON(all []*rivertype.JobRow) []map[string]any {
+	rows := []map[string]any{}
+	for _, row := range all {
+		rows = append(rows, rowToJSON(row))
+	}
+	return rows
+}
+
 func timeToJSON(at *time.Time) any {
 	if at == nil {
 		return nil
@@ -74,79 +82,5 @@ func readRows(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) 
 	if err != nil {
 		return nil, err
 	}
-	rows := []map[string]any{}
-	for _, row := range list.Jobs {
-		rows = append(rows, rowToJSON(row))
-	}
-	return rows, nil
-}
-
-type jobIDRequest struct {
-	place
-	JobID int64 `json:"job_id"`
-}
-
-func jobCancel(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
-	return onJob(ctx, o, raw, func(client clientOps, id int64) (*rivertype.JobRow, error) { return client.JobCancel(ctx, id) })
-}
-
-func jobRetry(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
-	return onJob(ctx, o, raw, func(client clientOps, id int64) (*rivertype.JobRow, error) { return client.JobRetry(ctx, id) })
-}
-
-func jobDelete(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
-	return onJob(ctx, o, raw, func(client clientOps, id int64) (*rivertype.JobRow, error) { return client.JobDelete(ctx, id) })
-}
-
-type clientOps interface {
-	JobCancel(ctx context.Context, id int64) (*rivertype.JobRow, error)
-	JobRetry(ctx context.Context, id int64) (*rivertype.JobRow, error)
-	JobDelete(ctx context.Context, id int64) (*rivertype.JobRow, error)
-}
-
-func onJob(
-	ctx context.Context, o *oracle, raw json.RawMessage, act func(client clientOps, id int64) (*rivertype.JobRow, error),
-) (any, error) {
-	var request jobIDRequest
-	if err := json.Unmarshal(raw, &request); err != nil {
-		return nil, err
-	}
-	client, err := o.client(ctx, request.place)
-	if err != nil {
-		return nil, err
-	}
-	row, err := act(client, request.JobID)
-	if err != nil {
-		return nil, err
-	}
-	return rowToJSON(row), nil
-}
-
-type queueRequest struct {
-	place
-	Queue string `json:"queue"`
-}
-
-func queuePause(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
-	var request queueRequest
-	if err := json.Unmarshal(raw, &request); err != nil {
-		return nil, err
-	}
-	client, err := o.client(ctx, request.place)
-	if err != nil {
-		return nil, err
-	}
-	return nil, client.QueuePause(ctx, request.Queue, nil)
-}
-
-func queueResume(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
-	var request queueRequest
-	if err := json.Unmarshal(raw, &request); err != nil {
-		return nil, err
-	}
-	client, err := o.client(ctx, request.place)
-	if err != nil {
-		return nil, err
-	}
-	return nil, client.QueueResume(ctx, request.Queue, nil)
+	return rowsToJSON(list.Jobs), nil
 }

@@ -5,224 +5,92 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
-	"github.com/riverqueue/river/riverdriver/riverpgxv5"
-	"github.com/riverqueue/river/rivertype"
 )
-
-// Outcome is the args of jobs that say themselves how they shall end.
-type Outcome struct {
-	kind string
-
-	Outcome string  `json:"outcome"` // complete, error, snooze, cancel, panic, hold, wait
-	Message string  `json:"message,omitempty"`
-	Seconds float64 `json:"seconds,omitempty"` // of a snooze
-	Output  any     `json:"output,omitempty"`  // recorded before the end
-}
-
-func (o Outcome) Kind() string { return o.kind }
-
-type outcomeWorker struct {
-	river.WorkerDefaults[Outcome]
-
-	release chan struct{}
-}
-
-func (w *outcomeWorker) Work(ctx context.Context, job *river.Job[Outcome]) error {
-	if job.Args.Output != nil {
-		if err := river.RecordOutput(ctx, job.Args.Output); err != nil {
-			return err
-		}
-	}
-	switch job.Args.Outcome {
-	case "complete":
-		return nil
-	case "error":
-		return errors.New(job.Args.Message)
-	case "snooze":
-		return river.JobSnooze(time.Duration(job.Args.Seconds * float64(time.Second)))
-	case "cancel":
-		return river.JobCancel(errors.New(job.Args.Message))
-	case "panic":
-		panic(job.Args.Message)
-	case "hold": // until the test says "release"; blind to its context
-		<-w.release
-		return nil
-	case "wait": // until its context ends, as a well-behaved long job
-		select {
-		case <-w.release:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return fmt.Errorf("unknown outcome %q", job.Args.Outcome)
-}
-
-type fixedRetry struct{ wait time.Duration }
-
-func (p fixedRetry) NextRetry(*rivertype.JobRow) time.Time { return time.Now().UTC().Add(p.wait) }
 
 // A client that works, and what it has told so far.
 type worker struct {
+	place   place
 	client  *river.Client[pgx.Tx]
 	release chan struct{}
 	once    sync.Once
 	heard   chan struct{} // closed when River has closed the subscription
-
-	mutex   sync.Mutex
-	changed *sync.Cond
-	events  []map[string]any
+	events  *tape         // River's own
+	marks   *tape         // those of the jobs it works
 }
 
 func (w *worker) listen(events <-chan *river.Event) {
 	defer close(w.heard)
 	for event := range events {
-		told := map[string]any{"kind": event.Kind}
+		told := entry{"kind": string(event.Kind)}
 		if event.Job != nil {
 			told["job"] = rowToJSON(event.Job)
+			told["job_id"] = event.Job.ID
 		}
 		if event.Queue != nil {
 			told["queue"] = event.Queue.Name
 		}
-		w.mutex.Lock()
-		w.events = append(w.events, told)
-		w.changed.Broadcast()
-		w.mutex.Unlock()
+		w.events.add(told)
 	}
 }
 
-// Waits until `count` events have come since the start of the client.
-func (w *worker) await(count int, limit time.Duration) ([]map[string]any, error) {
-	late := false
-	timer := time.AfterFunc(limit, func() {
-		w.mutex.Lock()
-		defer w.mutex.Unlock()
-		late = true
-		w.changed.Broadcast()
-	})
-	defer timer.Stop()
-	w.mutex.Lock()
-	defer w.mutex.Unlock()
-	for len(w.events) < count && !late {
-		w.changed.Wait()
-	}
-	if len(w.events) < count {
-		return nil, fmt.Errorf("waited %s for %d events, only %d came: %v", limit, count, len(w.events), w.events)
-	}
-	return append([]map[string]any{}, w.events...), nil
-}
-
-type startRequest struct {
-	place
-	Client           string   `json:"client"` // the name by which later requests call it
-	ID               string   `json:"client_id"`
-	Queue            string   `json:"queue"`
-	Kinds            []string `json:"kinds"`
-	MaxWorkers       int      `json:"max_workers"`
-	PollOnly         bool     `json:"poll_only"`
-	NoLeader         bool     `json:"no_leader"`
-	RetrySeconds     *float64 `json:"retry_seconds"`
-	FetchPollSeconds float64  `json:"fetch_poll_seconds"`
-	SoftStopSeconds  float64  `json:"soft_stop_seconds"`
-	RescueSeconds    float64  `json:"rescue_seconds"`
-}
-
-func (r *startRequest) config(release chan struct{}) *river.Config {
-	workers := river.NewWorkers()
-	for _, kind := range r.Kinds {
-		river.AddWorkerArgs(workers, Outcome{kind: kind}, &outcomeWorker{release: release})
-	}
-	config := &river.Config{
-		ID:                     r.ID,
-		LeaderElectionDisabled: r.NoLeader,
-		Logger:                 logger(),
-		PollOnly:               r.PollOnly,
-		Queues:                 map[string]river.QueueConfig{orDefault(r.Queue, river.QueueDefault): {MaxWorkers: orDefault(r.MaxWorkers, 10)}},
-		Schema:                 r.Schema,
-		Workers:                workers,
-	}
-	if r.RetrySeconds != nil {
-		config.RetryPolicy = fixedRetry{seconds(*r.RetrySeconds)}
-	}
-	if r.FetchPollSeconds > 0 {
-		config.FetchPollInterval = seconds(r.FetchPollSeconds)
-	}
-	if r.SoftStopSeconds > 0 {
-		config.SoftStopTimeout = seconds(r.SoftStopSeconds)
-	}
-	if r.RescueSeconds > 0 {
-		config.JobTimeout = -1
-		config.RescueStuckJobsAfter = seconds(r.RescueSeconds)
-	}
-	return config
-}
-
-// Starts a client that works in the background. Answers with its id.
-func startClient(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
-	var request startRequest
-	if err := json.Unmarshal(raw, &request); err != nil {
-		return nil, err
-	}
-	pool, err := o.pool(ctx, request.DatabaseURL)
-	if err != nil {
-		return nil, err
-	}
-	w := &worker{release: make(chan struct{}), heard: make(chan struct{})}
-	w.changed = sync.NewCond(&w.mutex)
-	w.client, err = river.NewClient(riverpgxv5.New(pool), request.config(w.release))
-	if err != nil {
-		return nil, err
-	}
-	events, _ := w.client.Subscribe(
-		river.EventKindJobCancelled, river.EventKindJobCompleted, river.EventKindJobFailed, river.EventKindJobInterrupted,
-		river.EventKindJobSnoozed, river.EventKindQueuePaused, river.EventKindQueueResumed,
-	)
-	go w.listen(events)
-
-	o.mutex.Lock()
-	_, taken := o.clients[request.Client]
-	if !taken {
-		o.clients[request.Client] = w
-	}
-	o.mutex.Unlock()
-	if taken {
-		return nil, fmt.Errorf("a client named %q runs already", request.Client)
-	}
-	if err := w.client.Start(ctx); err != nil {
-		o.take(request.Client)
-		return nil, err
-	}
-	return w.client.ID(), nil
-}
+func (w *worker) letGo() { w.once.Do(func() { close(w.release) }) }
 
 type clientRequest struct {
-	Client  string  `json:"client"`
-	Count   int     `json:"count"`
-	Seconds float64 `json:"seconds"`
-	Cancel  bool    `json:"cancel"`
+	Client  string   `json:"client"`
+	Count   int      `json:"count"`
+	Seconds float64  `json:"seconds"`
+	Cancel  bool     `json:"cancel"`
+	Kinds   []string `json:"kinds"` // of events
+	Mark    string   `json:"mark"`
+	JobID   int64    `json:"job_id"`
 }
 
-// Waits for events of a running client and answers with all of them so far.
+func (r *clientRequest) await(from *tape, what string, fits func(entry) bool) ([]entry, error) {
+	limit := seconds(orDefault(r.Seconds, 20))
+	found := from.await(r.Count, limit, func(told entry) bool {
+		return (r.JobID == 0 || told["job_id"] == r.JobID) && fits(told)
+	})
+	if len(found) < r.Count {
+		return nil, fmt.Errorf("waited %s for %d %s, only %d came: %v", limit, r.Count, what, len(found), found)
+	}
+	return found, nil
+}
+
+// Waits for events of a running client and answers with all so far; with kinds or a job's id, only those count.
 func awaitEvents(_ context.Context, o *oracle, raw json.RawMessage) (any, error) {
 	request, w, err := o.named(raw)
 	if err != nil {
 		return nil, err
 	}
-	return w.await(request.Count, seconds(orDefault(request.Seconds, 20)))
+	return request.await(w.events, "events", func(told entry) bool {
+		return request.Kinds == nil || slices.Contains(request.Kinds, told["kind"].(string))
+	})
 }
 
-// Lets the jobs that hold or wait end.
+// Waits for marks that jobs left, and answers with all so far; with a mark or a job's id, only those count.
+func awaitMarks(_ context.Context, o *oracle, raw json.RawMessage) (any, error) {
+	request, w, err := o.named(raw)
+	if err != nil {
+		return nil, err
+	}
+	return request.await(w.marks, "marks", func(told entry) bool {
+		return request.Mark == "" || told["mark"] == request.Mark
+	})
+}
+
+// Lets the jobs that hold or wait end, those too that begin later.
 func releaseJobs(_ context.Context, o *oracle, raw json.RawMessage) (any, error) {
 	_, w, err := o.named(raw)
 	if err != nil {
 		return nil, err
 	}
-	w.once.Do(func() { close(w.release) })
+	w.letGo()
 	return nil, nil
 }
 
@@ -232,7 +100,6 @@ func stopClient(ctx context.Context, o *oracle, raw json.RawMessage) (any, error
 	if err != nil {
 		return nil, err
 	}
-	o.take(request.Client)
 	limited, cancel := context.WithTimeout(ctx, seconds(orDefault(request.Seconds, 20)))
 	defer cancel()
 	stop := w.client.Stop
@@ -242,12 +109,13 @@ func stopClient(ctx context.Context, o *oracle, raw json.RawMessage) (any, error
 	if err := stop(limited); err != nil {
 		return nil, err
 	}
+	o.forget(request.Client, w)
 	select {
 	case <-w.heard:
 	case <-limited.Done():
 		return nil, errors.New("the client stopped, but left its subscription open")
 	}
-	return w.await(0, time.Second)
+	return w.events.await(0, time.Second, anyEntry), nil
 }
 
 // Starts a client, waits for `count` events, stops it: the short way for a test that needs no more.
@@ -255,11 +123,48 @@ func work(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
 	if _, err := startClient(ctx, o, raw); err != nil {
 		return nil, err
 	}
-	events, err := awaitEvents(ctx, o, raw)
+	request, w, err := o.named(raw)
+	if err != nil {
+		return nil, err
+	}
+	events, err := request.await(w.events, "events", anyEntry)
 	if _, stopErr := stopClient(ctx, o, raw); err == nil {
 		err = stopErr
 	}
 	return events, err
+}
+
+type queueChange struct {
+	Queue      string `json:"queue"`
+	MaxWorkers int    `json:"max_workers"`
+}
+
+// Gives a running client one more queue.
+func queueAdd(_ context.Context, o *oracle, raw json.RawMessage) (any, error) {
+	_, w, err := o.named(raw)
+	if err != nil {
+		return nil, err
+	}
+	var change queueChange
+	if err := json.Unmarshal(raw, &change); err != nil {
+		return nil, err
+	}
+	return nil, w.client.Queues().Add(change.Queue, river.QueueConfig{MaxWorkers: orDefault(change.MaxWorkers, 10)})
+}
+
+// Takes a queue from a running client, after its jobs there have ended.
+func queueRemove(ctx context.Context, o *oracle, raw json.RawMessage) (any, error) {
+	request, w, err := o.named(raw)
+	if err != nil {
+		return nil, err
+	}
+	var change queueChange
+	if err := json.Unmarshal(raw, &change); err != nil {
+		return nil, err
+	}
+	limited, cancel := context.WithTimeout(ctx, seconds(orDefault(request.Seconds, 20)))
+	defer cancel()
+	return nil, w.client.Queues().Remove(limited, change.Queue)
 }
 
 func (o *oracle) named(raw json.RawMessage) (*clientRequest, *worker, error) {
@@ -276,23 +181,11 @@ func (o *oracle) named(raw json.RawMessage) (*clientRequest, *worker, error) {
 	return &request, w, nil
 }
 
-func (o *oracle) take(name string) *worker {
+func (o *oracle) forget(name string, w *worker) {
 	o.mutex.Lock()
 	defer o.mutex.Unlock()
-	w := o.clients[name]
-	delete(o.clients, name)
-	return w
-}
-
-func (o *oracle) stopAll() {
-	o.mutex.Lock()
-	left := o.clients
-	o.clients = map[string]*worker{}
-	o.mutex.Unlock()
-	for _, w := range left {
-		limited, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		_ = w.client.StopAndCancel(limited)
-		cancel()
+	if o.clients[name] == w {
+		delete(o.clients, name)
 	}
 }
 

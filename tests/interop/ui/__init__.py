@@ -1,0 +1,1 @@
+"""River UI, the official one, on rows that only riverq has written."""
