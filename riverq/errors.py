@@ -41,7 +41,7 @@ class SessionError(RiverqError, TypeError):
 
 
 class UnknownJobKindError(ConfigError):
-    """A job was inserted by a client that has workers, but none for its kind."""
+    """No worker is registered for the kind: of an insert by a client that has workers, or of a claimed job."""
 
 
 class DriverError(RiverqError):
@@ -120,7 +120,8 @@ class JobConflictError(RiverqError):
 class JobRunLostError(RiverqError):
     """The run that wanted to write is no longer the job's run: rescued, deleted, cancelled or finished elsewhere.
 
-    Raised by `job.complete(session=…)` so that the application's transaction does not commit its work twice.
+    Raised by `job.complete(session=…)` and `job.save_step(…)`, so that the application's transaction does not commit its
+    work twice.
     """
 
     def __init__(self, job_id: int, detail: str = "the job is no longer running as claimed here") -> None:

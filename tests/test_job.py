@@ -83,6 +83,7 @@ class Context:
         self.cancelled: Any = object()
         self.client: Any = object()
         self.async_client: Any = object()
+        self.steps: Any = object()
         self.asked: list[Any] = []
 
     def record_output(self, value: object) -> None:

@@ -225,6 +225,10 @@ class _StuckContext:
     def async_client(self) -> NoReturn:
         raise self._refusal()
 
+    @property
+    def steps(self) -> NoReturn:
+        raise self._refusal()
+
     def record_output(self, value: object) -> None:
         raise self._refusal()
 

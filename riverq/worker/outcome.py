@@ -49,6 +49,7 @@ from riverq.retry_policy import LONGEST_RETRY, DefaultRetryPolicy, RetryPolicy, 
 from riverq.state import SHORT_WAIT, SetState
 from riverq.worker.cancellation import CancelReason
 from riverq.worker.context import RunContext
+from riverq.worker.resumable import StepError
 
 E = TypeVar("E", bound=BaseException)
 Retry = timedelta | datetime
@@ -75,7 +76,7 @@ class NotCommittedError(RiverqError):
         super().__init__("completed in a transaction that did not commit")
 
 
-_OWN_WORDS = (UnknownKindError, NotCommittedError, JobTimeoutError)
+_OWN_WORDS = (UnknownKindError, NotCommittedError, JobTimeoutError, StepError)
 """Errors whose text stands for itself, without the name of the class."""
 
 

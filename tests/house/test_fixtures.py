@@ -92,7 +92,7 @@ def test_leaks_are_found(pytester: pytest.Pytester, database_url: str, monkeypat
     pytester.makeconftest(
         "import tests.fix_leaks\n"
         "tests.fix_leaks.PATIENCE_SECONDS = 0.2\n"
-        'pytest_plugins = ("tests.fix_database", "tests.fix_context", "tests.fix_leaks")\n'
+        'pytest_plugins = ("tests.fix_server", "tests.fix_database", "tests.fix_context", "tests.fix_leaks")\n'
     )
     pytester.makepyprojecttoml(
         '[tool.pytest.ini_options]\nasyncio_mode = "auto"\nasyncio_default_fixture_loop_scope = "function"\n'

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import sqlalchemy as sa
 
+from tests.fix_database import SESSION_APPLICATION
 from tests.fix_skips import skip_or_fail
 from tests.interop import table
 from tests.interop.oracle import Oracle, build, find_go
@@ -138,7 +139,7 @@ def taker(direction: Direction, river: Side, riverq_side: Side) -> Side:
     return river if direction.taker == "river" else riverq_side
 
 
-ProcessMaker = Callable[[str], Side]
+ProcessMaker = Callable[..., Side]
 
 
 @pytest.fixture
@@ -147,18 +148,19 @@ def process_of(
 ) -> Iterator[ProcessMaker]:
     """`process_of("river")`, `process_of("riverq")`: a side in a process of its own, to kill or to make stand still.
 
-    Ended after the test, whatever was done to it. riverq's runs on the test's adapter.
+    Ended after the test, whatever was done to it. riverq's runs on the test's adapter, unless `adapter=` names another.
+    `application=` is the application_name of its connections, by which a test may tell them from others.
     """
     running: list[Oracle] = []
 
-    def make(name: str) -> Side:
+    def make(name: str, *, adapter: str = "", application: str = SESSION_APPLICATION) -> Side:
         if name == "river":
             process = Oracle(oracle_binary)
         else:
-            command = ("-m", "tests.interop.peer_process", database_url, fleet.schema, _adapter(request))
-            process = Oracle(sys.executable, *command)
+            told = (database_url, fleet.schema, adapter or _adapter(request), application)
+            process = Oracle(sys.executable, "-m", "tests.interop.peer_process", *told)
         running.append(process)
-        place = Place(process, fleet.engine, fleet.schema)
+        place = Place(process, fleet.engine, fleet.schema, application)
         return Side(name, place, place.go, process)
 
     yield make

@@ -1,6 +1,6 @@
 """The peer in a process of its own, for tests that kill it: speaks the oracle's protocol on standard input and output.
 
-`python -m tests.interop.peer_process <database url> <schema> <adapter>`; it ends at the end of its input.
+`python -m tests.interop.peer_process <database url> <schema> <adapter> <application_name>`; it ends with its input.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tests.fix_database import SESSION_APPLICATION
 from tests.interop.oracle import OracleError
 from tests.interop.peer import Peer
 
 
 def main() -> None:
-    url, schema, adapter = sys.argv[1:]
+    url, schema, adapter, application = sys.argv[1:]
     name = "server_settings" if adapter == "asyncpg" else "application_name"
-    value: Any = {"application_name": SESSION_APPLICATION} if adapter == "asyncpg" else SESSION_APPLICATION
-    peer = Peer(url, schema, adapter, connect_args={name: value})  # its name keeps it out of the leak check
+    value: Any = {"application_name": application} if adapter == "asyncpg" else application
+    peer = Peer(url, schema, adapter, connect_args={name: value})  # the usual name keeps it out of the leak check
     writing = threading.Lock()
 
     def perform(request: dict[str, Any]) -> None:

@@ -19,12 +19,13 @@ class Place:
     oracle: Oracle
     engine: sa.Engine
     schema: str
+    application: str = SESSION_APPLICATION
 
     @property
     def database_url(self) -> str:
         """The address as Go's driver reads it."""
-        # The name keeps River's pool, which lives as long as the session, out of the leak check.
-        url = self.engine.url.set(drivername="postgresql").update_query_dict({"application_name": SESSION_APPLICATION})
+        # The usual name keeps River's pool, which lives as long as the session, out of the leak check.
+        url = self.engine.url.set(drivername="postgresql").update_query_dict({"application_name": self.application})
         if "sslmode" not in url.query:
             url = url.update_query_dict({"sslmode": "prefer"})
         return url.render_as_string(hide_password=False)

@@ -133,7 +133,7 @@ def one_of_each(table: Table) -> dict[int, tuple[Any, ...]]:
         {"kinds": ["a", "b,{}"], "states": [S.AVAILABLE]},
         {"states": [S.RUNNING]},
     ],
-    ids=str,
+    ids=lambda parts: " and ".join(parts) or "none",
 )
 def test_what_matches_every_part_is_deleted_and_never_what_runs(
     call: Caller, table: Table, parts: dict[str, Any]
