@@ -12,6 +12,7 @@ ARGS ?=
 ONLY ?=
 RESUME ?=
 MODES ?= session transaction
+SERVERS ?= newest yugabyte
 WORKERS ?= 2
 
 # Set up again only when what is installed changes: the part of pyproject.toml before the tools' settings.
@@ -66,6 +67,16 @@ test-pgbouncer: setup ## Run the tests of queries, inserts, work, leader and con
 	@for mode in $(MODES); do \
 	  echo "== PgBouncer in $$mode mode"; \
 	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --pgbouncer $$mode $(ARGS) || exit 1; \
+	done
+
+# The folders whose tests ask the server for something that servers do differently. The simulated YugabyteDB is told from
+# the wheel's newest Postgres in tests/fix_server.py.
+.PHONY: test-servers
+test-servers: setup ## Run the same tests on the newest Postgres and on a simulated YugabyteDB (SERVERS="newest yugabyte")
+	@for server in $(SERVERS); do \
+	  echo "== Server: $$server"; \
+	  $(BIN)/pytest -n $(WORKERS) --dist loadfile --server $$server \
+	    tests/query tests/client tests/worker tests/maintenance tests/liveness tests/test_*.py $(ARGS) || exit 1; \
 	done
 
 .PHONY: test-all-pythons

@@ -120,12 +120,12 @@ class JobConflictError(RiverqError):
 class JobRunLostError(RiverqError):
     """The run that wanted to write is no longer the job's run: rescued, deleted, cancelled or finished elsewhere.
 
-    Raised by `job.complete(session=…)` and `job.save_step(…)`, so that the application's transaction does not commit its
-    work twice.
+    Raised by `job.complete(session=…)` and `job.save_step(…)`, so that the application's transaction does not commit
+    its work twice, and by `job_update` in a worker whose recorded output is no longer the job's.
     """
 
     def __init__(self, job_id: int, detail: str = "the job is no longer running as claimed here") -> None:
-        super().__init__(f"cannot complete job {job_id}: {detail} (roll back: its work belongs to another run)")
+        super().__init__(f"the run of job {job_id} is lost: {detail} (roll back: its work belongs to another run)")
         self.job_id = job_id
 
 

@@ -333,11 +333,11 @@ class Job(Generic[A]):
     # -- resumable steps
 
     @overload
-    def step(
-        self, name: str, body: Callable[P, Coroutine[Any, Any, None]], /, *args: P.args, **kwargs: P.kwargs
+    def step(  # type: ignore[overload-overlap]  # an async def body fits both; the first that fits counts
+        self, name: str, body: Callable[P, Coroutine[Any, Any, object]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, None]: ...
     @overload
-    def step(self, name: str, body: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
+    def step(self, name: str, body: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None: ...
     def step(self, name: str, body: Callable[..., object], /, *args: Any, **kwargs: Any) -> Any:
         """Call `body(*args, **kwargs)`, unless an earlier attempt has done this step; then skip it.
 
@@ -349,17 +349,17 @@ class Job(Generic[A]):
         return self._context.steps.step(name, partial(body, *args, **kwargs))
 
     @overload
-    def cursor_step(
+    def cursor_step(  # type: ignore[overload-overlap]  # as above
         self,
         name: str,
-        body: Callable[Concatenate[StepCursor, P], Coroutine[Any, Any, None]],
+        body: Callable[Concatenate[StepCursor, P], Coroutine[Any, Any, object]],
         /,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Coroutine[Any, Any, None]: ...
     @overload
     def cursor_step(
-        self, name: str, body: Callable[Concatenate[StepCursor, P], None], /, *args: P.args, **kwargs: P.kwargs
+        self, name: str, body: Callable[Concatenate[StepCursor, P], object], /, *args: P.args, **kwargs: P.kwargs
     ) -> None: ...
     def cursor_step(self, name: str, body: Callable[..., object], /, *args: Any, **kwargs: Any) -> Any:
         """Call `body(cursor, *args, **kwargs)`: a step that goes on from where an earlier attempt left it.

@@ -308,17 +308,18 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise fail(f"{name}[{index}]", "to be a text", text)
-        if "\0" in text or not _is_unicode(text):
+        if not is_storable(text):
             raise fail(f"{name}[{index}]", "to be a text that Postgres can store", text)
     return texts
 
 
-def _is_unicode(text: str) -> bool:
+def is_storable(text: str) -> bool:
+    """Whether Postgres can have it as text: no NUL, and no half of a surrogate pair, which has no bytes in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in text
 
 
 def _integers(name: str, value: object, high: int) -> tuple[int, ...]:

@@ -155,6 +155,13 @@ def _drop_database(server_url: str, name: str) -> None:
         admin.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
 
 
+@contextmanager
+def temporary_database(server_url: str, name: str) -> Iterator[str]:
+    """The URL of an empty database that is dropped at the end."""
+    yield _create_database(server_url, name)
+    _drop_database(server_url, name)
+
+
 @pytest.fixture(scope="session")
 def server_url(pytestconfig: pytest.Config) -> str:
     """A database of the server from which a test may create others: `postgresql://…`."""
@@ -215,11 +222,9 @@ def pooled_url(database_url: str, pooler: Pooler | None) -> str:
 @pytest.fixture
 def fresh_database(database_url: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of an empty database of the test's own, for what needs `public` or a whole catalog."""
-    name = f"{sa.make_url(database_url).database}_fresh"
-    url = _create_database(database_url, name)
-    simulate(request.config, url)
-    yield url
-    _drop_database(database_url, name)
+    with temporary_database(database_url, f"{sa.make_url(database_url).database}_fresh") as url:
+        simulate(request.config, url)
+        yield url
 
 
 # -- engines

@@ -11,7 +11,7 @@ import msgspec
 from riverq.errors import JobSnooze
 from riverq.fields import nanoseconds, omitempty
 from riverq.insert_opts import InsertItem, InsertOptions
-from riverq.job import Job
+from riverq.job import Job, StepCursor
 from riverq.job_args import RawArgs, TypedArgs, job_args
 from riverq.registry import NO_TIMEOUT, Worker, Workers
 from riverq.retry_policy import DefaultRetryPolicy
@@ -92,6 +92,35 @@ assert_type(Resize(1).width, int)
 
 # Each ignore would itself be an error if the mistake were not found.
 InsertOptionsMistake: InsertOptions = {"priorty": 2}  # type: ignore[typeddict-unknown-key]
+
+
+def count(cursor: StepCursor, upto: int) -> int:
+    """A body may return something, which is dropped."""
+    return upto
+
+
+async def count_later(cursor: StepCursor, upto: int) -> int:
+    """The same."""
+    return upto
+
+
+async def charge(cents: int) -> str:
+    """The same."""
+    return f"receipt for {cents}"
+
+
+async def steps(job: Job[SendEmail]) -> None:
+    """Never called. What a step needs to be awaited is found, whatever its body returns."""
+    job.step("def", job.client.insert, Resize(5), queue="mail")
+    job.step("nothing", print, "text")
+    job.step("lambda", lambda: len(job.args.to))
+    await job.step("async def", job.async_client.insert, Resize(5))
+    job.cursor_step("count", count, 5)
+    await job.cursor_step("count_later", count_later, upto=5)
+    job.step("not awaited", charge, 5)  # type: ignore[unused-coroutine]
+    job.step("a text", charge, "5")  # type: ignore[call-overload]
+    job.cursor_step("not awaited", count_later, 5)  # type: ignore[unused-coroutine]
+    job.cursor_step("a text", count, "5")  # type: ignore[call-overload]
 
 
 def mistakes() -> None:

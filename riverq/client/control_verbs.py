@@ -16,8 +16,9 @@ from riverq.client.session import AsyncAnySession, SyncSession
 from riverq.client.verb import Verb, refuse_two_phase
 from riverq.codec import encode
 from riverq.errors import QueueNotFoundError, SchemaError, UsageError
+from riverq.job_list import is_storable
 from riverq.notification import Topic
-from riverq.query.notify import notify_many
+from riverq.query.notify import has_notify, notify_many
 from riverq.query.queue import ALL, queue_get, queue_list, queue_pause, queue_resume, queue_update
 from riverq.query.schema import table_exists
 from riverq.queue import Queue
@@ -86,7 +87,7 @@ class ControlVerbs:
     def request_resign(self, *, session: SyncSession | None = None) -> None:
         """Ask whoever leads to resign when the transaction commits; then all clients, it too, bid anew.
 
-        A leader that only polls does not hear of it.
+        A leader that only polls does not hear of it. Raises UsageError where the server has no LISTEN/NOTIFY.
         """
         self._control(session, _request_resign)
 
@@ -149,7 +150,7 @@ class AsyncControlVerbs:
     async def request_resign(self, *, session: AsyncAnySession | None = None) -> None:
         """Ask whoever leads to resign when the transaction commits; then all clients, it too, bid anew.
 
-        A leader that only polls does not hear of it.
+        A leader that only polls does not hear of it. Raises UsageError where the server has no LISTEN/NOTIFY.
         """
         await self._control(session, _request_resign)
 
@@ -218,6 +219,8 @@ def _queue_update(name: str, metadata: Mapping[str, Any] | None) -> Verb[Queue]:
 
 
 def _request_resign(conn: Connection, schema: str) -> None:
+    if not has_notify(conn):
+        raise UsageError("this server has no LISTEN/NOTIFY, so no leader hears it (stop the client that leads)")
     refuse_two_phase(conn)
     notify_many(conn, schema, Topic.LEADERSHIP, [REQUEST_RESIGN])
 
@@ -235,7 +238,7 @@ def _found(queue: Queue | None, name: str) -> Queue:
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or not is_storable(name):
         raise fail("name", f"to be the name of a queue, or {ALL!r} for all where that makes sense", name)
 
 

@@ -73,8 +73,9 @@ class Core:
 
     def found(self, schema: str, server: ServerCapabilities) -> None:
         """This is what the database is; statements on the client's engine are written for it from here on."""
-        self.schema, self.server = schema, server
+        self.server = server
         self.remember_server(self.engine)
+        self.schema = schema  # last, for other threads write as soon as it is there
 
     def remember_server(self, conn: Connection | AnyEngine) -> None:
         """A session of another engine, too, leads to the same server."""

@@ -14,12 +14,12 @@ from riverq.client.verb import Verb, check_job_id, refuse_two_phase
 from riverq.codec import encode
 from riverq.errors import ConfigError, JobNotFoundError
 from riverq.job import JobRow, JobState
-from riverq.job_list import list_params
+from riverq.job_list import is_storable, list_params
 from riverq.query import job_count as counting
 from riverq.query import job_delete as deleting
 from riverq.query.job_edit import job_cancel
 from riverq.query.job_retry import job_retry
-from riverq.query.job_update import job_update
+from riverq.query.job_update import job_update, job_update_by_run
 from riverq.validation import fail, known_options
 from riverq.worker.context import METADATA_LIMIT, OUTPUT_KEY, running_job
 
@@ -93,13 +93,17 @@ def delete_many(filters: Mapping[str, Any], *, limit: int, unfiltered: bool) -> 
 def update(job_id: int, output: object, client_id: str) -> Verb[JobRow]:
     """See `Client.job_update`. To be made where the call is: what a worker has recorded is known there only."""
     check_job_id(job_id)
-    if output is NOT_GIVEN:
-        run = running_job(client_id, job_id)
-        recorded = None if run is None else run.recorded_output()
-        metadata = None if recorded is None else f'{{"{OUTPUT_KEY}":{recorded}}}'
-    else:
+    if output is not NOT_GIVEN:
         metadata = _encoded_output(output)
-    return lambda conn, schema: _found(job_update(conn, schema, job_id, metadata=metadata), job_id)
+        return lambda conn, schema: _found(job_update(conn, schema, job_id, metadata=metadata), job_id)
+    mine = running_job(client_id, job_id)
+    recorded = None if mine is None else mine.recorded_output()
+    if mine is None or recorded is None:
+        return lambda conn, schema: _found(job_update(conn, schema, job_id), job_id)
+    metadata, run = f'{{"{OUTPUT_KEY}":{recorded}}}', mine.run
+    return lambda conn, schema: _found(
+        job_update_by_run(conn, schema, client_id=client_id, run=run, metadata=metadata), job_id
+    )
 
 
 def count_by_state() -> Verb[dict[JobState, int]]:
@@ -140,5 +144,5 @@ def _check_texts(name: str, value: object) -> None:
     if not isinstance(value, Collection) or isinstance(value, (str, bytes, Mapping)):
         raise fail(name, "to be a list of texts", value)
     for each in value:
-        if not isinstance(each, str) or "\0" in each:
+        if not isinstance(each, str) or not is_storable(each):
             raise fail(name, "to be a list of texts that Postgres can store", each)

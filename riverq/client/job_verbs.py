@@ -85,7 +85,8 @@ class JobVerbs:
         `job.record_output` was given so far, so that others can see it before the attempt ends. Called elsewhere, or
         before anything was recorded, it only reads the row, and locks it until the transaction ends.
 
-        Raises JobNotFoundError, and ConfigError for what is not JSON or larger than 32 MiB.
+        Raises JobNotFoundError, ConfigError for what is not JSON or larger than 32 MiB, and JobRunLostError in a worker
+        whose recorded output is no longer the job's, because another run has begun since.
         """
         return self._control(session, job_changes.update(job_id, output, self._core.client_id))
 
@@ -182,7 +183,8 @@ class AsyncJobVerbs:
         `job.record_output` was given so far, so that others can see it before the attempt ends. Called elsewhere, or
         before anything was recorded, it only reads the row, and locks it until the transaction ends.
 
-        Raises JobNotFoundError, and ConfigError for what is not JSON or larger than 32 MiB.
+        Raises JobNotFoundError, ConfigError for what is not JSON or larger than 32 MiB, and JobRunLostError in a worker
+        whose recorded output is no longer the job's, because another run has begun since.
         """
         return await self._control(session, job_changes.update(job_id, output, self._core.client_id))
 

@@ -243,7 +243,6 @@ class Runtime:
             found = await unresolved.general.run(survey, self._core.config.schema)
         finally:
             await to_the_end(_close_all(unresolved))
-        self._core.schema = found.schema
         if not found.has_own_tables:
             self._core.ctx.log.warning(
                 "Client: Found no tables of riverq's own in schema %s, so dead workers' jobs are rescued by the hour "

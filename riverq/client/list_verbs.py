@@ -61,9 +61,9 @@ class ListVerbs:
     ) -> Iterator[JobRow]:
         """All jobs that `job_list` would list, read `page_size` at a time as one iterates, each page as of then.
 
-        No job is left out, and none comes twice, because others come, go or change meanwhile; one that itself moves to
-        a later place does come again, which does not happen by id. Jobs inserted meanwhile may be met, so whoever
-        inserts one for each may go on for ever. Raises as `job_list`, ConfigError at the call.
+        No job is left out, and none comes twice, because others come, go or change meanwhile; one whose own time
+        changes may come again or be passed over, which does not happen by id. Jobs inserted meanwhile may be met, so
+        whoever inserts one for each may go on for ever. Raises as `job_list`, ConfigError at the call.
         """
         return self._iterate(list_params(options, limit=page_size, after=after, limit_name="page_size"), session)
 
@@ -118,7 +118,7 @@ class AsyncListVerbs:
         """All jobs that `job_list` would list, read `page_size` at a time as one iterates, each page as of then.
 
         Not to be awaited: `async for job in client.job_iter(…)`. No job is left out, and none comes twice, because
-        others come, go or change meanwhile; one that itself moves to a later place does come again, which does not
+        others come, go or change meanwhile; one whose own time changes may come again or be passed over, which does not
         happen by id. Jobs inserted meanwhile may be met, so whoever inserts one for each may go on for ever.
         Raises as `job_list`, ConfigError at the call.
         """

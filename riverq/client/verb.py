@@ -1,7 +1,8 @@
 """What every verb of a client is made of: a function of a connection, checked before there is one.
 
 A transaction that will be prepared for a two-phase commit cannot notify, and a change that no client hears of could go
-unnoticed for minutes; such a session is refused before anything is written.
+unnoticed for minutes; such a session is refused before anything is written. Where the server has no NOTIFY there is
+nothing to refuse: all clients poll.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from riverq.errors import SessionError
-from riverq.query.notify import in_two_phases
+from riverq.query.notify import can_notify, has_notify
 from riverq.validation import integer
 
 T = TypeVar("T")
@@ -29,8 +30,8 @@ def check_job_id(job_id: object) -> None:
 
 
 def refuse_two_phase(conn: Connection) -> None:
-    """Raises SessionError for a transaction that cannot notify."""
-    if in_two_phases(conn):
+    """Raises SessionError for a transaction that cannot notify where others can."""
+    if has_notify(conn) and not can_notify(conn):
         raise SessionError(
             "a two-phase transaction cannot notify the clients (leave session= out, or give a session without twophase)"
         )

@@ -29,7 +29,12 @@ def notify_raw(conn: sa.Connection, schema: str, channel: str, payload: str) -> 
 
 def can_notify(conn: sa.Connection) -> bool:
     """Whether the transaction can NOTIFY: a two-phase one could not be prepared then; polling finds its jobs."""
-    return server_of(conn.dialect).listen_notify and not in_two_phases(conn)
+    return has_notify(conn) and not in_two_phases(conn)
+
+
+def has_notify(conn: sa.Connection) -> bool:
+    """Whether the server has NOTIFY at all."""
+    return server_of(conn.dialect).listen_notify
 
 
 def in_two_phases(conn: sa.Connection) -> bool:

@@ -23,6 +23,11 @@ class CancelReason(StrEnum):
     TIMEOUT = "timeout"
 
 
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether somebody may have pressed a key: that arrives on the main thread only."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 _making_event = threading.Lock()
 
 

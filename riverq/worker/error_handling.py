@@ -7,12 +7,14 @@ end was decided before the handler was asked, so a stop or a cancellation that c
     judged --asked--> answered in time: CANCEL cancels the job, everything else leaves it to its retries
                   --> raised, or answered nonsense: logged, as if it had not been asked
                   --> took longer than TIME_LIMIT: logged, as if it had not been asked; an `async def` is cancelled
+                  --> it, or the job that waits for it, was cancelled by somebody: logged, as if it had not been asked
 
 A handler is somebody else's code and must not cost the job: a row whose handler hangs would stay `running` while its
 client lives, and nobody would rescue it. So there is a time limit, by the event loop's clock. A `def` handler runs on a
 thread of those for `def` workers, where it may block; the job's own is free by then. One that outlasts its time keeps
-that thread, so the pool is lent another until it returns. An `async def` handler runs in a task of its own, so that its
-cancellations are its own.
+that thread, so the pool is lent another until it returns. A handler that hangs every time would take a thread for each
+failed attempt: where OVERDUE_LIMIT calls have not returned, it is not asked until one has. An `async def` handler runs
+in a task of its own, so that its cancellations are its own.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from concurrent.futures import Future
 from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -29,8 +31,13 @@ from riverq.job import JobRow
 from riverq.service.context import ServiceContext
 from riverq.threads import DaemonThreads
 from riverq.validation import fail
+from riverq.worker.cancellation import is_ctrl_c
 from riverq.worker.context import RunContext, enter_job
 from riverq.worker.outcome import Failure
+from riverq.worker.run_loop import forget_cancellation, is_closing
+
+OVERDUE_LIMIT = 100
+"""Calls that may be at work past their time before the handler is asked no more."""
 
 TIME_LIMIT = 10.0
 """Seconds for which a job waits for its handler's answer."""
@@ -101,39 +108,59 @@ class ErrorHandling:
         self._ctx = ctx
         self._threads = threads
         self._handler = handler
+        self._overdue: set[object] = set()
+        """Calls whose time is over and that have not ended: tasks, and the futures of threads."""
 
     async def wants_cancel(self, context: RunContext, failure: Failure) -> bool:
         """Whether the job is to be cancelled. Raises only what ends the process or the loop."""
         if self._handler is None:
             return False
-        task = asyncio.create_task(
-            self._ask(self._handler, context, failure), name=f"riverq.error_handler.{context.run.job_id}"
-        )
-        try:
-            done, _ = await asyncio.wait({task}, timeout=TIME_LIMIT)
-        finally:
-            task.cancel()  # does nothing to one that is done
-        if done:
-            return task.result()
+        if len(self._overdue) >= OVERDUE_LIMIT:
+            why = f"{len(self._overdue)} calls of which have not returned"
+        else:
+            name = f"riverq.error_handler.{context.run.job_id}"
+            task = asyncio.create_task(self._ask(self._handler, context, failure), name=name)
+            was_cancelled = await self._waited(task)
+            if task.done() and not task.cancelled():
+                return task.result()
+            why = "which was cancelled" if task.done() or was_cancelled else f"which took longer than {TIME_LIMIT:g} s"
         self._ctx.log.warning(
-            "job %s: Went on without its error handler, which did not return in time (kind=%s, duration=%s)",
-            context.claimed.id,
-            context.claimed.kind,
-            timedelta(seconds=TIME_LIMIT),
+            "job %s: Went on without its error handler, %s (kind=%s)", context.claimed.id, why, context.claimed.kind
         )
         return False
 
+    async def _waited(self, task: asyncio.Task[bool]) -> bool:
+        """Wait for the handler, no longer than it may take, then end it; whether somebody cancelled the job meanwhile.
+
+        Nobody of ours does: the worker may have left something behind that does, or the loop ends. The attempt has
+        failed all the same.
+        """
+        was_cancelled = False
+        try:
+            await asyncio.wait({task}, timeout=TIME_LIMIT)
+        except asyncio.CancelledError:
+            was_cancelled = True
+        if not task.done():
+            self._overdue.add(task)
+            task.add_done_callback(self._overdue.discard)
+            task.cancel()
+        job = asyncio.current_task()
+        if was_cancelled and job is not None:
+            await forget_cancellation(job)
+        return was_cancelled
+
     async def _ask(self, handler: ErrorHandler, context: RunContext, failure: Failure) -> bool:
         enter_job(self._ctx.client_id)  # a handler that stops the client would wait for itself, as the job would
+        task = asyncio.current_task()
         try:
             call = _call(handler, context.row, failure)
             answer = call() if inspect.iscoroutinefunction(call.func) else await self._in_thread(call)
             if inspect.isawaitable(answer):
                 answer = await answer
             return answer is not None and ErrorResult(answer) is ErrorResult.CANCEL
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
         except BaseException as error:
+            if is_ctrl_c(error) or is_closing(error, task):
+                raise
             if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
                 raise
             self._ctx.log.exception(
@@ -148,11 +175,17 @@ class ErrorHandling:
         except asyncio.CancelledError:
             if not future.cancel():  # it is at work, and nothing can end it
                 self._threads.lend()
-                future.add_done_callback(lambda _: self._threads.take_back())
+                self._overdue.add(future)
+                future.add_done_callback(self._returned)
             raise
         if error is not None:
             raise error
         return answer
+
+    def _returned(self, future: Future[Any]) -> None:
+        """In the handler's thread."""
+        self._overdue.discard(future)
+        self._threads.take_back()
 
 
 def _call(handler: ErrorHandler, row: JobRow, failure: Failure) -> partial[Any]:

@@ -39,6 +39,7 @@ from riverq.service.context import ServiceContext
 from riverq.state import Reason, SetState
 from riverq.stuck import StuckHandler
 from riverq.threads import DaemonThreads
+from riverq.worker.cancellation import is_ctrl_c
 from riverq.worker.completer import Completer
 from riverq.worker.context import RunContext, Surroundings, enter_job
 from riverq.worker.error_handling import ErrorHandler, ErrorHandling
@@ -78,7 +79,7 @@ class _Attempt:
     job: Job[Any] | None = None
     worker: RegisteredWorker | None = None
     thread_exit: BaseException | None = None
-    """What a thread raised that would end the process or the task if it had been raised there."""
+    """What a thread raised that would end the process if it had been raised in the loop."""
 
 
 class Executor:
@@ -145,7 +146,7 @@ class Executor:
         """What the job raised, or None. Nobody pressed a key in a thread, so what a thread raised is only the job's."""
         try:
             return await call_cancellable(partial(self._work, attempt), attempt.context.cancelled)
-        except (KeyboardInterrupt, GeneratorExit) as error:
+        except KeyboardInterrupt as error:
             if error is not attempt.thread_exit:
                 raise
             return error
@@ -181,7 +182,7 @@ class Executor:
         def work() -> None:
             try:
                 call(job)
-            except (KeyboardInterrupt, GeneratorExit) as error:
+            except KeyboardInterrupt as error:
                 attempt.thread_exit = error
                 raise
 
@@ -196,7 +197,9 @@ class Executor:
         try:
             verdict = judge(context, error, timeout=context.timeout)
             state = verdict if isinstance(verdict, SetState) else await self._failed(attempt, verdict)
-        except Exception as defect:
+        except BaseException as defect:
+            if is_ctrl_c(defect) or isinstance(defect, GeneratorExit):
+                raise
             self._ctx.log.exception("job %s: Failed to decide what became of it", context.claimed.id)
             return unstorable(context, defect, self._ctx.rng)[0]
         failed = isinstance(verdict, Failure) or state.reason is Reason.DISCARDED

@@ -47,7 +47,7 @@ from riverq.errors import (
 )
 from riverq.retry_policy import LONGEST_RETRY, DefaultRetryPolicy, RetryPolicy, retry_wait
 from riverq.state import SHORT_WAIT, SetState
-from riverq.worker.cancellation import CancelReason
+from riverq.worker.cancellation import CancelReason, is_ctrl_c
 from riverq.worker.context import RunContext
 from riverq.worker.resumable import StepError
 
@@ -172,7 +172,7 @@ def _steered(context: RunContext, error: BaseException) -> SetState | None:
     return None
 
 
-def unstorable(context: RunContext, error: Exception, rng: random.Random) -> list[SetState]:
+def unstorable(context: RunContext, error: BaseException, rng: random.Random) -> list[SetState]:
     """What to try, in turn, instead of an outcome that the database refuses for what it holds.
 
     Metadata is left out, it may be the reason. Being discarded is the last resort, where even the retry's state is
@@ -196,7 +196,9 @@ def _retry(context: RunContext, error: BaseException, policies: Policies) -> tup
         if retry is None:
             retry = policies.client.next_retry(context.row, rng=policies.rng)
         return retry, retry_wait(retry, policies.now)
-    except Exception as defect:  # noqa: BLE001  # whatever a user's policy raises must not cost the job
+    except BaseException as defect:  # whatever a user's policy raises must not cost the job
+        if is_ctrl_c(defect):
+            raise
         logging.getLogger("riverq").warning(
             "job %s: Asked the default retry policy, its own failed (error=%s)", context.claimed.id, describe(defect)
         )

@@ -11,14 +11,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
-from riverq.worker.cancellation import Cancellation, CancelReason
+from riverq.worker.cancellation import Cancellation, CancelReason, is_ctrl_c
 
 
 async def call_cancellable(work: Callable[[], Awaitable[object]], signal: Cancellation) -> BaseException | None:
     """Await `work()`, cancelled when `signal` is set; what it raised, or None.
 
-    A KeyboardInterrupt is the process's business and passes, as does the end of the coroutine itself.
+    Ctrl-C passes, and so does the end of the coroutine itself, which its caller closes: both are none of the job's.
     """
     task = asyncio.current_task()
     if task is None:
@@ -27,14 +28,24 @@ async def call_cancellable(work: Callable[[], Awaitable[object]], signal: Cancel
     raised: BaseException | None = None
     try:
         await work()
-    except (KeyboardInterrupt, GeneratorExit):
-        raise
-    except BaseException as error:  # noqa: BLE001  # SystemExit of a job must not end the process that runs all the others
+    except BaseException as error:  # SystemExit of a job must not end the process that runs all the others
+        if is_ctrl_c(error) or is_closing(error, task):
+            raise
         raised = error
     finally:
         signal.watch(None)
     await forget_cancellation(task)
     return raised
+
+
+def is_closing(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether the coroutine of `task` is closed from outside, and did not raise GeneratorExit of its own."""
+    if not isinstance(error, GeneratorExit):
+        return False
+    try:
+        return asyncio.current_task() is not task
+    except RuntimeError:  # no loop runs here any more
+        return True
 
 
 @contextmanager

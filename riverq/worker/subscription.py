@@ -31,6 +31,7 @@ the inbox goes with the next event.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -171,6 +172,7 @@ class Subscriptions:
     def __init__(self, ctx: ServiceContext) -> None:
         self._ctx = ctx
         self._lock = threading.RLock()
+        self._process = os.getpid()
         self._inboxes: tuple[Inbox, ...] = ()
         self._states: frozenset[JobState] = frozenset()
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -187,6 +189,9 @@ class Subscriptions:
 
     def drop(self, inbox: Inbox) -> None:
         """Listen no more. Does nothing the second time."""
+        if os.getpid() != self._process:  # in a forked child nothing comes, and nobody may be left to release the locks
+            inbox.is_closed = True
+            return
         with self._lock:
             self._keep([each for each in self._inboxes if each is not inbox])
         inbox.close()

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import riverq
 from riverq.driver import AnyEngine
+from tests.fix_server import hears, tell
 
 SESSION_KINDS = ("session", "scoped_session", "connection")
 
@@ -84,8 +85,10 @@ class Ear:
 
     def heard(self) -> list[str]:
         """Every payload so far, oldest first. A marker sent last proves that nothing is still on its way."""
+        if not hears():
+            return []
         marker = "riverq test marker"
-        self._conn.execute("SELECT pg_notify(%s, %s)", (self._channel, marker))
+        tell(self._conn, self._channel, marker)
         payloads: list[str] = []
         for note in self._conn.notifies(timeout=10):
             if note.payload == marker:

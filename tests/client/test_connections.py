@@ -14,6 +14,7 @@ import riverq
 from tests.client.faces import settle
 from tests.client.working import Act, Watch, acting_workers, call, config
 from tests.fix_database import EngineMaker
+from tests.fix_server import hears
 
 NAME = "riverq_budget"
 BY_NAME = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
@@ -34,6 +35,15 @@ async def elected(client: Any) -> None:
     async with asyncio.timeout(20):
         while not client.stats().leader.is_leader:  # noqa: ASYNC110  # in another thread's loop, for half of the clients
             await asyncio.sleep(0.02)
+
+
+def as_listening(words: str) -> str:
+    """The same for this run's server: where nothing can be heard, nothing listens."""
+    if hears():
+        return words
+    return re.sub(
+        r"(\d) connections \((.*)1 to listen, ", lambda found: f"{int(found[1]) - 1} connections ({found[2]}", words
+    )
 
 
 @pytest.fixture
@@ -67,7 +77,7 @@ async def test_the_log_line_says_how_many_connections_there_are(
     finally:
         await call(client.stop)
     line = next(record.message for record in caplog.records if "Client: Started" in record.message)
-    assert words in line
+    assert as_listening(words) in line
     assert ("indexes" in line) is ("leader_election" not in settings)
     assert 1 < ours <= int(line.split("holds up to ")[1][0])
 
@@ -88,7 +98,8 @@ async def test_a_shared_pool_of_one_is_enough_to_start_work_lead_and_stop(
         said = [record.message for record in caplog.records]
         assert not [message for message in said if re.search("no connection became free|Could not", message)]
     line = next(message for message in said if "Client: Started" in message)
-    assert "shares the application's pool for 3 connections and holds up to 2 connections (1 to listen, 1 hea" in line
+    words = "shares the application's pool for 3 connections and holds up to 2 connections (1 to listen, 1 hea"
+    assert as_listening(words) in line
 
 
 async def test_a_shared_pool_that_is_drained_stops_the_start_and_nothing_is_left(

@@ -23,6 +23,7 @@ from riverq.errors import JobNotFoundError, QueueNotFoundError
 from riverq.query.queue import queue_create_or_touch
 from tests.client.faces import SESSION_KINDS, Greet, jobs, make_client, open_session, settle
 from tests.fix_database import EngineMaker, Transact
+from tests.fix_server import audible, hears
 from tests.query.arrange import Table
 
 VERBS: dict[str, tuple[Any, ...]] = {
@@ -104,14 +105,16 @@ async def test_verbs_in_transactions_of_their_own(client: Any, table: Table, mai
     assert [updated] == await settle(client.queue_list()) == await settle(client.queue_list(limit=1))
     assert updated.metadata == {"url": "a&b", "n": [1, 2]}
     assert (await settle(client.queue_update("mail"))).metadata == updated.metadata
-    await settle(client.request_resign())
-    assert heard(table) == [
+    if hears():
+        await settle(client.request_resign())
+    expected = [
         f'{{"action" : "cancel", "job_id" : {job.id}, "queue" : "mail"}}',
         '{"action":"pause","queue":"mail"}',
         '{"action":"resume","queue":"mail"}',
         '{"action":"metadata_changed","metadata":{"n":[1,2],"url":"a\\u0026b"},"queue":"mail"}',
         '{"action":"request_resign","leader_id":""}',
     ]
+    assert heard(table) == audible(expected)
 
 
 async def use_every_verb(client: Any, session: Any, job_id: int) -> None:
@@ -130,7 +133,8 @@ async def use_every_verb(client: Any, session: Any, job_id: int) -> None:
     assert queue == await settle(client.queue_get("mail", session=session))
     assert (queue.metadata, queue.paused_at is not None) == ({"a": 1}, True)
     await settle(client.queue_resume("*", session=session))
-    await settle(client.request_resign(session=session))
+    if hears():
+        await settle(client.request_resign(session=session))
 
 
 @pytest.mark.parametrize("kind", SESSION_KINDS)
@@ -147,7 +151,7 @@ async def test_verbs_in_a_session_are_its_transactions(
         await use_every_verb(client, session, job.id)
         await settle(session.commit())
     assert rows(table) != before
-    assert len(heard(table)) == 6
+    assert len(heard(table)) == (6 if hears() else 0)
 
 
 async def test_what_cannot_be_found_leaves_the_session_whole(
@@ -187,9 +191,10 @@ async def test_an_autocommit_connection_does_at_once(client: Any, engine_of: Any
         assert table.get(trapped)["state"] == "cancelled"
         await settle(client.queue_pause("mail", timedelta(hours=1), session=autocommit))
     assert [len(part) for part in rows(table)] == [1, 1, 2]
-    assert len(heard(table)) == 2
+    assert len(heard(table)) == (2 if hears() else 0)
 
 
+@pytest.mark.hears
 @pytest.mark.parametrize("verb", sorted(VERBS.keys() - SILENT))
 def test_a_two_phase_transaction_is_refused_before_anything_is_written(
     engine: sa.Engine, table: Table, schema: str, mail: None, verb: str
@@ -226,6 +231,7 @@ def test_a_two_phase_transaction_may_do_what_nobody_is_told_of(
         ("job_cancel", {"job_id": 2**63}, "expected job_id to be an integer from 1"),
         ("queue_get", {"name": ""}, "expected name to be the name of a queue"),
         ("queue_get", {"name": "a\0"}, "expected name to be the name of a queue"),
+        ("queue_get", {"name": "a\ud800"}, "expected name to be the name of a queue"),
         ("queue_list", {"limit": 0}, "expected limit to be an integer from 1 to 10000"),
         ("queue_pause", {"name": None}, "expected name to be the name of a queue"),
         ("queue_pause", {"name": "mail", "until": 5}, "expected until to be a datetime or a timedelta, got: 5"),

@@ -44,3 +44,25 @@ async def test_both_clients_ask_handlers_of_either_style(
     assert [row["state"] for row in rows] == ["cancelled", "completed", "discarded"]
     assert rows[0]["errors"][0]["error"] == "ValueError: no such thing\\x00 here"
     assert handler.told == [(rows[0]["id"], "no such thing\0 here", type(handler) is GivesUp)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt("mine"), GeneratorExit("mine")], ids=repr)
+async def test_in_the_thread_of_a_sync_client_a_worker_may_raise_anything(
+    make_engine: EngineMaker, schema: str, watch: Watch, error: BaseException
+) -> None:
+    """Nobody presses a key there: passed on, it would end the loop of a client that seems to live."""
+    workers = riverq.Workers()
+
+    @workers.work
+    async def act(job: riverq.Job[Act]) -> None:
+        if job.args.how == "error":
+            raise error
+
+    handler = GivesUp()
+    client = make_client(make_engine("psycopg"), config(schema, workers, error_handler=handler))
+    async with working(client):
+        client.insert(Act("error"))
+        await watch.state("cancelled")
+        client.insert(Act("complete"))
+        await watch.state("completed")
+    assert [told[1] for told in handler.told] == ["mine"]

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 import riverq
 from tests.client.faces import Ear, Greet, SyncAccount, jobs, make_client, open_session, settle
 from tests.fix_database import EngineMaker
+from tests.fix_server import audible
 
 SYNC_ADAPTERS = ("psycopg", "pg8000")
 
@@ -24,7 +25,7 @@ async def test_the_sessions_search_path_changes_nothing(
         await settle(client.insert(Greet("a"), session=session))
         await settle(session.commit())
     assert len(jobs(database_url, schema)) == 1
-    assert ear.heard() == ['{"queue": "default"}']
+    assert ear.heard() == audible(['{"queue": "default"}'])
 
 
 async def test_a_schema_translate_map_changes_nothing(
@@ -58,7 +59,7 @@ async def test_an_autocommit_connection_inserts_and_tells_at_once(
         autocommit = await settle(conn.execution_options(isolation_level="AUTOCOMMIT"))
         await settle(client.insert(Greet("a"), session=autocommit))
         assert len(jobs(database_url, schema)) == 1
-        assert ear.heard() == ['{"queue": "default"}']
+        assert ear.heard() == audible(['{"queue": "default"}'])
 
 
 @pytest.mark.parametrize("adapter", SYNC_ADAPTERS)
@@ -83,7 +84,7 @@ def test_a_session_on_another_driver_inserts(engine: sa.Engine, database_url: st
         assert client.insert_many_fast([Greet("b"), Greet("c")], session=session) == 2
     other.dispose()
     assert len(jobs(database_url, schema)) == 4
-    assert ear.heard() == ['{"queue": "default"}']
+    assert ear.heard() == audible(['{"queue": "default"}'])
 
 
 @pytest.mark.own_session("the search_path that its engine sets")

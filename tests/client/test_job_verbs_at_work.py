@@ -116,3 +116,54 @@ async def test_a_worker_shows_its_output_before_it_ends(
         rows = await watch.state("completed")
     assert seen == [None, "half"]
     assert rows[1]["metadata"] == {"output": "whole", "seen": 1}
+
+
+def overtaken_workers(kind: str, begun: threading.Event, taken: threading.Event, seen: list[Any]) -> riverq.Workers:
+    """A worker that stores its output after somebody else has taken the job from it."""
+    workers = riverq.Workers()
+
+    if kind == "def":
+
+        @workers.work
+        def act(job: riverq.Job[Act]) -> None:
+            job.record_output("too late")
+            begun.set()
+            assert taken.wait(20)
+            try:
+                job.client.job_update(job.id)
+            except riverq.JobRunLostError as error:
+                seen.append(error.job_id)
+
+    else:
+
+        @workers.work
+        async def act_async(job: riverq.Job[Act]) -> None:
+            job.record_output("too late")
+            begun.set()
+            assert await asyncio.to_thread(taken.wait, 20)
+            try:
+                await job.async_client.job_update(job.id)
+            except riverq.JobRunLostError as error:
+                seen.append(error.job_id)
+
+    return workers
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_a_worker_whose_run_was_lost_does_not_replace_the_output_of_the_next(
+    adapter: str, make_engine: EngineMaker, schema: str, watch: Watch, kind: str
+) -> None:
+    """It was taken for dead; the job was rescued, claimed and completed by another client."""
+    engine, begun, taken, seen = make_engine(adapter), threading.Event(), threading.Event(), list[Any]()
+    async with working(make_client(engine, config(schema, overtaken_workers(kind, begun, taken, seen)))) as client:
+        job = (await settle(client.insert(Act("x")))).job
+        assert await asyncio.to_thread(begun.wait, 20)
+        watch.execute(
+            """UPDATE {}.river_job SET state = 'completed', finalized_at = now(), attempted_at = now(),
+            attempted_by = array_append(attempted_by, 'another'), metadata = '{{"output": "whole"}}'"""
+        )
+        taken.set()
+        await until(lambda: bool(seen))
+        assert seen == [job.id]
+    [row] = await watch.state("completed")
+    assert row["metadata"] == {"output": "whole"}

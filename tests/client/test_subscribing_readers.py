@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from datetime import UTC, datetime
 from typing import Any
@@ -193,3 +195,29 @@ def test_a_forked_child_cannot_subscribe(sync_worker: riverq.Client, monkeypatch
         for forbidden in (sync_worker.subscribe, events.get):
             with pytest.raises(riverq.UsageError, match="make the engine and the client after the fork"):
                 forbidden()
+
+
+def test_a_forked_child_leaves_the_block_whoever_held_the_locks(sync_worker: riverq.Client) -> None:
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with events._inbox._changed, events._subscriptions._lock:
+            held.set()
+            go_on.wait(10)
+
+    with sync_worker.subscribe() as events:
+        other = threading.Thread(target=hold)
+        other.start()
+        held.wait(10)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends a child that waits for ever
+            try:
+                events.close()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        go_on.set()
+        other.join()
+    assert status == 0

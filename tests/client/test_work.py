@@ -17,6 +17,7 @@ import riverq
 from tests.client.faces import Greet, jobs, make_client, settle
 from tests.client.working import SECOND, Act, Watch, acting_workers, config, working
 from tests.fix_database import EngineMaker
+from tests.fix_server import tell
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
@@ -259,7 +260,7 @@ async def test_a_paused_queue_is_not_worked_until_it_is_resumed(
         watch.execute("UPDATE {}.river_queue SET paused_at = NULL WHERE name = 'default'")
         payload = '{"action":"resume","queue":"default"}'
         with psycopg.connect(watch._url, autocommit=True) as conn:
-            conn.execute("SELECT pg_notify(%s, %s)", (f"{schema}.river_control", payload))
+            tell(conn, f"{schema}.river_control", payload)
         await watch.state("completed", 2)
 
 
@@ -298,7 +299,7 @@ async def test_a_running_job_hears_that_it_was_cancelled(
             )
             conn.execute(mark.format(Identifier(schema)))
             payload = f'{{"action" : "cancel", "job_id" : {job_id}, "queue" : "default"}}'
-            conn.execute("SELECT pg_notify(%s, %s)", (f"{schema}.river_control", payload))
+            tell(conn, f"{schema}.river_control", payload)
         (row,) = await watch.state("cancelled")
     assert reasons == ["cancelled"]
     assert row["errors"][0]["error"] == "JobCancelError: job cancelled remotely"

@@ -124,7 +124,7 @@ class WorkOperations:
             "queues": _queues(asked),
             "reindexer_schedule": riverq.never(),
             "schema": self.schema,
-            "skip_unknown_job_check": True,
+            "skip_unknown_job_check": not asked.get("check_kinds", False),
             "workers": _workers(asked, actor, is_async=self.is_async),
         }
         for name, setting in SECONDS.items():

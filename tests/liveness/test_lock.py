@@ -71,6 +71,7 @@ async def notifier(
     await notifier.stop()
 
 
+@pytest.mark.hears
 async def test_it_goes_with_the_connection_and_comes_back_with_the_next(
     liveness: Liveness, notifier: Notifier, registry: Registry
 ) -> None:
@@ -139,6 +140,7 @@ async def test_the_end_of_an_earlier_connection_says_nothing_of_the_present_one(
     await until(liveness, lambda: registry.row()["lock_taken"] is False and liveness.beaten.waiting == 0)
 
 
+@pytest.mark.hears
 @pytest.mark.slow  # the server is to be given the time in which it would have ended the session
 async def test_a_suspended_client_keeps_it_however_much_it_is_told(database_url: str, registry: Registry) -> None:
     """It reads nothing, so the line fills up; its machine still answers, which must do."""
@@ -268,6 +270,7 @@ async def test_two_clients_hold_one_each(
             await listener.close()
 
 
+@pytest.mark.hears
 @pytest.mark.direct("goes through PgBouncers of its own")
 @pytest.mark.pgbouncer
 @pytest.mark.parametrize("pool_mode", ["session", "transaction"])
@@ -312,6 +315,7 @@ async def test_through_pgbouncer(
         await _dispose(engine)
 
 
+@pytest.mark.hears
 @pytest.mark.direct("goes through PgBouncers of its own")
 @pytest.mark.pgbouncer
 async def test_through_a_pgbouncer_that_resets_nothing(

@@ -22,6 +22,7 @@ from riverq.query.job_clean import job_delete_finished
 from riverq.service import ServiceContext, TestSignal
 from riverq.testing.fake_clock import FakeClock
 from tests.fix_database import EngineMaker
+from tests.fix_server import audible
 from tests.query.arrange import Table
 from tests.service.stress import stress_start_stop
 
@@ -170,8 +171,10 @@ async def test_job_that_falls_due_is_notified_while_the_leaders_lane_is_busy(set
         await setup.clock.advance(3.1)
         assert await scheduler.notified_on_time.wait() == ["mail"]
     await cleaning
-    [note] = setup.table.conn.notifies(timeout=5, stop_after=1)
-    assert json.loads(note.payload) == {"queue": "mail"}
+    told = audible([{"queue": "mail"}])
+    assert [
+        json.loads(note.payload) for note in setup.table.conn.notifies(timeout=5 if told else 0, stop_after=1)
+    ] == told
 
 
 @pytest.mark.parametrize("skew", [timedelta(hours=-1), timedelta(hours=1)])

@@ -16,12 +16,16 @@ from riverq.job import JobState
 from riverq.query.job_count import JobCounts, job_count_by_kind, job_count_by_queue, job_count_by_state
 from riverq.query.job_delete import DeleteFilter, job_delete, job_delete_many
 from riverq.query.job_edit import job_cancel
+from riverq.query.job_fetch import job_get_available
 from riverq.query.job_insert import job_insert_many
 from riverq.query.job_retry import job_retry
-from riverq.query.job_update import job_update
+from riverq.query.job_set_state import job_complete_many
+from riverq.query.job_update import job_update, job_update_by_run
+from riverq.state import Run
 from tests.fix_database import Transact
 from tests.fix_schema import SchemaPool
-from tests.query.arrange import CLAIMED_AT, Caller, job, unique
+from tests.fix_server import audible
+from tests.query.arrange import CLAIMED_AT, ME, Caller, job, unique
 from tests.query.test_sessions import DECOYS, SETTINGS
 
 LATER = CLAIMED_AT + timedelta(hours=1)
@@ -29,6 +33,7 @@ LATER = CLAIMED_AT + timedelta(hours=1)
 
 def walk(conn: sa.Connection, schema: str) -> None:
     """Every statement of the four modules, with every value checked."""
+    walk_at_work(conn, schema)
     [plain, keyed] = job_insert_many(conn, schema, [job(metadata='{"m":1}'), unique(b"k")], now=CLAIMED_AT)
     job_cancel(conn, schema, plain.job.id)
     row = job_retry(conn, schema, plain.job.id, now=LATER)
@@ -62,6 +67,18 @@ def walk(conn: sa.Connection, schema: str) -> None:
     )
     assert [each.id for each in job_delete_many(conn, schema, every, limit=1)] == [plain.job.id]
     assert [each.id for each in job_delete_many(conn, schema, DeleteFilter(), limit=9)] == [keyed.job.id]
+
+
+def walk_at_work(conn: sa.Connection, schema: str) -> None:
+    """What a run writes; its job is gone at the end."""
+    job_insert_many(conn, schema, [job(metadata='{"m":1}', queue="at work")], now=CLAIMED_AT)
+    [claimed] = job_get_available(conn, schema, client_id=ME, queue="at work", limit=1)
+    run = Run(claimed.id, claimed.attempted_at_us)
+    updated = job_update_by_run(conn, schema, client_id=ME, run=run, metadata='{"output":"%s :x"}')
+    assert updated is not None
+    assert updated.metadata == {"m": 1, "output": "%s :x"}
+    assert job_complete_many(conn, schema, client_id=ME, runs=[run]) == [run.job_id]
+    assert job_delete(conn, schema, run.job_id) is not None
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda each: each[0])
@@ -120,6 +137,6 @@ def test_weird_schemas_are_told_on_their_own_channel(
             listener.execute(b"LISTEN " + Identifier(f"{name}.river_insert").as_bytes(listener))
             transact(adapter, walk, name)
             heard = [json.loads(note.payload) for note in listener.notifies(timeout=0.1)]
-        assert heard == [{"queue": "default"}]  # Postgres sends equal ones once
+        assert heard == audible([{"queue": "default"}])  # Postgres sends equal ones once
     finally:
         schema_pool.drop(name)

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from riverq.errors import JobRunLostError
 from riverq.job import JobState
 from riverq.query.job_read import job_get_by_id
 from riverq.query.job_set_state import job_complete_in_transaction, job_complete_many, job_set_state_if_running_many
-from riverq.query.job_update import job_update
+from riverq.query.job_update import job_update, job_update_by_run
 from riverq.state import completed
-from tests.query.arrange import ME, Caller, Table
+from tests.query.arrange import CLAIMED_AT, ME, Caller, Table
 from tests.query.racing import waiting
 
 OUTPUT = '{"output":{"a":[1,null]}}'
@@ -127,3 +130,58 @@ def test_an_update_that_waits_for_a_completion_merges_into_it(call: Caller, tabl
     row = result.result()
     assert row is not None
     assert (row.state, row.metadata) == (JobState.COMPLETED, {"output": 1, "seen": 1})
+
+
+# -- what a run writes on its own job
+
+
+@pytest.mark.parametrize("state", sorted(JobState))
+def test_the_last_run_stores_its_output_in_every_state(call: Caller, table: Table, state: JobState) -> None:
+    """Completed in the caller's transaction, or rescued and not yet claimed again."""
+    run = table.add_running(state=state.value, attempted_by=["somebody", ME], metadata={"a": 1, "output": "old"})
+    before = table.get(run.job_id)
+    row = call(job_update_by_run, client_id=ME, run=run, metadata=OUTPUT)
+    assert row == call(job_get_by_id, run.job_id)
+    assert table.get(run.job_id) == before | {"metadata": {"a": 1, "output": {"a": [1, None]}}}
+
+
+@pytest.mark.parametrize(
+    "since",
+    [
+        pytest.param({"attempted_at": CLAIMED_AT + timedelta(microseconds=1)}, id="this client, a microsecond later"),
+        pytest.param({"attempted_by": [ME, "another"]}, id="another, in the same microsecond"),
+        pytest.param({"attempted_by": []}, id="nobody knows by whom"),
+        pytest.param({"attempted_at": None, "attempted_by": None}, id="forgotten"),
+    ],
+)
+@pytest.mark.parametrize("state", ["running", "completed"])
+def test_a_run_that_was_lost_does_not_replace_the_output_of_the_next(
+    call: Caller, table: Table, since: dict[str, Any], state: str
+) -> None:
+    run = table.add_running(**{"state": state, "metadata": {"output": "the next one's"}, **since})
+    before = table.sql("SELECT *, xmin FROM {job}")
+
+    def refused(conn: sa.Connection, schema: str) -> int:
+        with pytest.raises(JobRunLostError, match="another run has begun since") as error:
+            job_update_by_run(conn, schema, client_id=ME, run=run, metadata=OUTPUT)
+        assert table.sql("SELECT id FROM {job} FOR UPDATE NOWAIT")
+        return error.value.job_id
+
+    assert call(refused) == run.job_id
+    assert table.sql("SELECT *, xmin FROM {job}") == before
+
+
+def test_a_run_whose_job_is_gone(call: Caller, table: Table) -> None:
+    run = table.add_running()
+    table.sql("DELETE FROM {job}")
+    assert call(job_update_by_run, client_id=ME, run=run, metadata=OUTPUT) is None
+
+
+def test_a_run_lost_while_it_waits(call: Caller, table: Table, other: sa.Connection) -> None:
+    """It had chosen the row; the newer one decides."""
+    run = table.add_running()
+    other.exec_driver_sql(f"UPDATE \"{call.schema}\".river_job SET attempted_at = now(), metadata = '{{}}'")
+    with waiting(table, lambda: call(job_update_by_run, client_id=ME, run=run, metadata=OUTPUT)) as result:
+        other.commit()
+    assert isinstance(result.exception(), JobRunLostError)
+    assert table.get(run.job_id)["metadata"] == {}

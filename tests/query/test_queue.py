@@ -24,6 +24,7 @@ from riverq.query.queue import (
     queue_resume,
     queue_update,
 )
+from tests.fix_server import audible
 from tests.query.arrange import CLAIMED_AT as NOW
 from tests.query.arrange import Caller, Table
 
@@ -75,7 +76,7 @@ def test_pausing_twice_keeps_the_first_time(call: Caller, heard: Table) -> None:
     assert other is not None
     assert (queue.paused_at, queue.updated_at) == (NOW, NOW)
     assert other.paused_at is None
-    assert payloads(heard) == ['{"action":"pause","queue":"mail"}'] * 2
+    assert payloads(heard) == audible(['{"action":"pause","queue":"mail"}'] * 2)
 
 
 def test_resuming_touches_what_is_paused(call: Caller, heard: Table) -> None:
@@ -89,7 +90,7 @@ def test_resuming_touches_what_is_paused(call: Caller, heard: Table) -> None:
     queue = call(queue_get, "mail")
     assert queue is not None
     assert (queue.paused_at, queue.updated_at) == (None, LATER)
-    assert payloads(heard)[-1] == '{"action":"resume","queue":"mail"}'
+    assert payloads(heard)[-1:] == audible(['{"action":"resume","queue":"mail"}'])
 
 
 def test_a_star_is_every_queue_and_always_exists(call: Caller, heard: Table) -> None:
@@ -100,7 +101,7 @@ def test_a_star_is_every_queue_and_always_exists(call: Caller, heard: Table) -> 
     assert all(row["paused_at"] for row in heard.sql("SELECT paused_at FROM {queue}"))
     assert call(queue_resume, "*") is True
     assert not any(row["paused_at"] for row in heard.sql("SELECT paused_at FROM {queue}"))
-    assert [json.loads(each)["queue"] for each in payloads(heard)] == ["*"] * 3
+    assert [json.loads(each)["queue"] for each in payloads(heard)] == audible(["*"] * 3)
 
 
 @pytest.mark.parametrize("switch", [queue_pause, queue_resume])
@@ -134,9 +135,8 @@ def test_new_metadata_replaces_the_old_and_is_told_of(call: Caller, heard: Table
     assert updated.metadata == {"q": "a & b", "n": {"z": 1, "a": "é"}}
     assert (updated.created_at, updated.updated_at) == (NOW, LATER)
     assert call(queue_get, "mail") == updated
-    assert payloads(heard) == [
-        '{"action":"metadata_changed","metadata":{"q":"a \\u0026 b","n":{"z":1,"a":"é"}},"queue":"mail"}'
-    ]
+    payload = '{"action":"metadata_changed","metadata":{"q":"a \\u0026 b","n":{"z":1,"a":"é"}},"queue":"mail"}'
+    assert payloads(heard) == audible([payload])
 
 
 def test_without_metadata_the_row_is_only_touched_in_silence(call: Caller, heard: Table) -> None:
@@ -162,7 +162,7 @@ def test_metadata_that_no_notification_can_carry_is_refused_before_any_statement
 
     call(refused)
     assert call(queue_update, "mail", fits) is not None
-    assert len(payloads(heard)) == 1
+    assert [json.loads(each)["queue"] for each in payloads(heard)] == audible(["mail"])
 
 
 # -- pauses with an end
@@ -190,7 +190,7 @@ def test_a_pause_with_an_end_is_an_intention_for_that_pause(call: Caller, heard:
     pause_until(call, until=until)
     assert paused_at(call, "mail") == NOW
     assert intention(heard, "mail") == (NOW, LATER)
-    assert payloads(heard) == ['{"action":"pause","queue":"mail"}']
+    assert payloads(heard) == audible(['{"action":"pause","queue":"mail"}'])
 
 
 def test_a_timedelta_counts_from_the_call_and_not_from_the_transactions_start(call: Caller, table: Table) -> None:
@@ -266,7 +266,7 @@ def test_a_pause_ends_when_its_time_has_come(call: Caller, heard: Table) -> None
     assert queue is not None
     assert (queue.paused_at, queue.updated_at, intention(heard, "mail")) == (None, LATER, None)
     assert paused_at(call, "other") == NOW
-    assert payloads(heard) == ['{"action":"resume","queue":"mail"}']
+    assert payloads(heard) == audible(['{"action":"resume","queue":"mail"}'])
     assert call(queue_next_pause_end, now=LATER) == timedelta(microseconds=1)
     assert call(queue_end_pauses, now=LATER) == EndedPauses([], [])
     assert call(queue_end_pauses, now=LATER + timedelta(1)) == EndedPauses(["other"], [])
@@ -294,9 +294,8 @@ def test_odd_names_are_told_as_json(call: Caller, heard: Table) -> None:
     name = 'a"b\\c'
     pause_until(call, name)
     assert call(queue_end_pauses, now=LATER).resumed == [name]
-    assert [json.loads(each) for each in payloads(heard)] == [
-        {"action": action, "queue": name} for action in ("pause", "resume")
-    ]
+    told = [{"action": action, "queue": name} for action in ("pause", "resume")]
+    assert [json.loads(each) for each in payloads(heard)] == audible(told)
 
 
 # -- races
@@ -369,7 +368,7 @@ def test_of_two_who_end_a_pause_at_once_one_does(call: Caller, heard: Table, oth
     assert call(queue_end_pauses, now=LATER) == EndedPauses([], [])  # while the first has not committed
     other.commit()
     assert call(queue_end_pauses, now=LATER) == EndedPauses([], [])
-    assert payloads(heard) == ['{"action":"resume","queue":"mail"}']
+    assert payloads(heard) == audible(['{"action":"resume","queue":"mail"}'])
 
 
 def test_an_end_put_off_before_the_lock_was_had_is_kept(

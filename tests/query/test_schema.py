@@ -55,10 +55,12 @@ def test_tables_are_looked_for_in_one_schema_only(call: Caller) -> None:
     assert call(table_exists, "pg_class") is True
 
 
-def test_the_server_of_the_tests_can_do_everything(call: Caller) -> None:
+def test_a_server_says_what_it_can_do(call: Caller, pytestconfig: pytest.Config) -> None:
     found = call(lambda conn, _: server_capabilities(conn))
-    assert found.version_num >= 100000
-    assert (found.listen_notify, found.xmax) == (True, True)
+    is_yugabyte = pytestconfig.getoption("--server") == "yugabyte"
+    assert found.version_num >= 140000
+    assert (found.listen_notify, found.xmax) == (not is_yugabyte, not is_yugabyte)
+    assert found.returning_old == (found.version_num >= 180000 and not is_yugabyte)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from riverq.query.statement import Statement, sqlstate, text_param
 from riverq.state import Run, errored
 from tests.fix_database import EngineMaker, Transact
 from tests.fix_schema import SchemaPool
+from tests.fix_server import audible, plain
 from tests.isolation import REPEATABLE_READ, SERIALIZABLE
 from tests.query.arrange import CLAIMED_AT, ME, Caller, job, unique
 
@@ -48,7 +49,7 @@ def walk(conn: sa.Connection, schema: str) -> None:
     failed = errored(run, error=ERROR, retry=timedelta(days=1), short=False, metadata='{"n":2}')
     [after] = job_set_state_if_running_many(conn, schema, client_id=ME, states=[failed], now=LATER)
     assert (after.state, after.scheduled_at) == (JobState.RETRYABLE, LATER + timedelta(days=1))
-    assert (after.metadata, len(after.errors)) == ({"m": 1, "n": 2}, 1)
+    assert (plain(after.metadata), len(after.errors)) == ({"m": 1, "n": 2}, 1)
     due = LATER + timedelta(days=1)
     assert len(job_schedule_plain(conn, schema, limit=9, look_ahead=timedelta(0), now=due)) == 1
     assert job_schedule_unique(conn, schema, look_ahead=timedelta(0), now=due).examined == 0
@@ -62,7 +63,7 @@ def walk(conn: sa.Connection, schema: str) -> None:
     assert leader_resign(conn, schema, leader_id=ME, elected_at=term.elected_at)
     assert queue_create_or_touch(conn, schema, "q", now=CLAIMED_AT).created_at == CLAIMED_AT
     assert queue_pause(conn, schema, "q")
-    assert notify_many(conn, schema, Topic.INSERT, ["x"])
+    assert notify_many(conn, schema, Topic.INSERT, ["x"]) is bool(audible(["x"]))
 
 
 def run_on(engine: Any, fn: Callable[..., Any], *args: Any) -> Any:

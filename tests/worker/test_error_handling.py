@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,13 +13,11 @@ from riverq import ErrorResult, Job, JobCancel, JobDiscard, JobSnooze, JobTimeou
 from riverq.errors import UnknownJobKindError
 from riverq.job import JobRow
 from riverq.registry import NO_TIMEOUT
-from riverq.threads import DaemonThreads
-from riverq.worker import error_handling
 from riverq.worker.cancellation import CancelReason
 from riverq.worker.context import refuse_in_own_job
 from tests.fix_database import EngineMaker
 from tests.worker.handlers import Told, handled_by, raising
-from tests.worker.harness import House, Raw, errors, one, register, until
+from tests.worker.harness import House, Raw, errors, one, register
 
 
 @pytest.fixture(params=["async def handler", "def handler"])
@@ -204,7 +201,7 @@ async def test_what_happens_while_it_thinks_does_not_change_how_the_attempt_ende
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("no"), SystemExit(3), asyncio.CancelledError(), StopIteration()], ids=repr
+    "error", [ValueError("no"), SystemExit(3), GeneratorExit(), asyncio.CancelledError(), StopIteration()], ids=repr
 )
 async def test_a_handler_that_raises_is_logged_and_ignored(
     house: House, told: Told, error: BaseException, caplog: pytest.LogCaptureFixture
@@ -240,59 +237,6 @@ async def test_an_answer_that_is_none_is_logged_and_ignored(
     register(house, "async def", raising(ValueError("x")))
     assert (await one(house))["state"] == "available"
     assert "'give up' is not a valid ErrorResult" in caplog.text
-
-
-async def test_a_def_handler_that_hangs_costs_neither_the_job_nor_a_thread(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One thread for `def` workers, which the handler keeps: the next job gets another, until the handler returns."""
-    monkeypatch.setattr(error_handling, "TIME_LIMIT", 0.05)
-    go_on = threading.Event()
-
-    def answer(error: BaseException) -> None:
-        if str(error) == "hang":
-            assert go_on.wait(10)
-
-    told = Told("def", answer)
-    handled_by(house, told)
-    house.threads = DaemonThreads(1, name="riverq_job")
-
-    def work(job: Raw) -> None:
-        raise ValueError(job.args["text"])
-
-    register(house, "def", work)
-    try:
-        row = await one(house, args='{"text": "hang"}')
-        assert (row["state"], errors(row)) == ("available", ["ValueError: hang"])
-        assert "Went on without its error handler, which did not return in time (kind=echo" in caplog.text
-        assert house.threads._lent == 1
-        assert errors(await one(house, args='{"text": "quick"}')) == ["ValueError: quick"]
-        assert len(told.calls) == 2
-    finally:
-        go_on.set()
-    await until(lambda: house.threads._lent == 0)
-
-
-async def test_an_async_handler_that_hangs_is_cancelled(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(error_handling, "TIME_LIMIT", 0.02)
-    ends: list[BaseException] = []
-
-    class Hangs:
-        async def handle_error(self, row: JobRow, error: BaseException, /) -> None:
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError as cancelled:
-                ends.append(cancelled)
-                raise
-
-    handled_by(house, Hangs())
-    register(house, "async def", raising(ValueError("x")))
-    assert (await one(house))["state"] == "available"
-    assert len(ends) == 1
-    assert "did not return in time" in caplog.text
-    assert "which failed" not in caplog.text
 
 
 async def test_its_time_is_not_the_jobs(house: House, told: Told) -> None:

@@ -42,7 +42,7 @@ class Policy:
         self.answer = answer
 
     def next_retry(self, row: JobRow, *, rng: random.Random) -> timedelta | datetime:
-        if isinstance(self.answer, Exception):
+        if isinstance(self.answer, BaseException):
             raise self.answer
         answer: timedelta | datetime = self.answer
         return answer
@@ -138,6 +138,9 @@ def test_the_worker_is_asked_before_the_client() -> None:
     "answer",
     [
         ValueError("broken policy"),
+        asyncio.CancelledError("the policy looked at job.cancelled"),
+        SystemExit(1),
+        GeneratorExit(),
         "tomorrow",
         None,
         timedelta(seconds=-1),

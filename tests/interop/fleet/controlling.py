@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,15 +18,15 @@ from tests.interop.waiting import until
 KIND = "oracle_outcome"
 HOUR = 3600
 MARK = "cancel_attempted_at"
+_numbers = count(1)
 NOW = "now"
 """Stands for a time of just now, whose microseconds nobody can foretell."""
 
-ENDED = {"completed": "complete", "discarded": "error", "retryable": "error"}
-"""States that a job reaches by being worked, and the outcome that leads there."""
-
 
 @contextmanager
-def jobs_in_every_state(fleet: Place, worker: Side, copies: int = 2) -> Iterator[dict[str, list[int]]]:
+def jobs_in_every_state(
+    fleet: Place, worker: Side, copies: int = 1, queue: str = "default"
+) -> Iterator[dict[str, list[int]]]:
     """So many jobs in each state, by the state's name; `not due` is available, but only in an hour.
 
     The worker brought them there, and its client is left without a free slot: nobody works what becomes available.
@@ -33,9 +34,9 @@ def jobs_in_every_state(fleet: Place, worker: Side, copies: int = 2) -> Iterator
     jobs: dict[str, list[int]] = {}
 
     def insert(state: str, outcome: str = "complete", **options: Any) -> None:
-        jobs[state] = [worker.insert(KIND, {"outcome": outcome}, **options) for _ in range(copies)]
+        jobs[state] = [worker.insert(KIND, {"outcome": outcome}, queue=queue, **options) for _ in range(copies)]
 
-    with worker.working(KIND, max_workers=copies, retry_seconds=HOUR) as client:
+    with worker.working(KIND, queue=queue, max_workers=copies, retry_seconds=HOUR) as client:
         insert("completed", max_attempts=1)
         insert("discarded", "error", max_attempts=1)
         insert("retryable", "error")
@@ -86,21 +87,27 @@ class Ear:
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._given = 0
         place.go("listen", name="ear")
 
     def until_now(self) -> list[tuple[str, str]]:
-        """Topic and payload of everything that was committed so far, as received and in its order.
+        """Topic and payload of what was committed since the last call, as received and in its order.
 
         Notifications come in the order of their commits: what came before one that is sent now is all that there was.
         """
-        last = ("river_control", '{"action":"resume","queue":"*"}')
-        self._place.go("queue_resume", queue="*")
+        last = f'{{"action":"none","number":{next(_numbers)}}}'
+        execute(
+            self._place, "SELECT pg_notify(:channel, :last)", channel=f"{self._place.schema}.river_control", last=last
+        )
 
         def heard() -> list[tuple[str, str]]:
-            return [(each["topic"], each["payload"]) for each in self._place.go("heard", name="ear", count=1)]
+            entries = self._place.go("heard", name="ear", count=self._given + 1)
+            return [(each["topic"], each["payload"]) for each in entries]
 
-        until(lambda: heard()[-1] == last, "the last notification to be heard")
-        return heard()[:-1]
+        until(lambda: heard()[-1] == ("river_control", last), "the last notification to be heard")
+        told = heard()
+        new, self._given = told[self._given : -1], len(told)
+        return new
 
 
 def cancel_payload(job_id: int, queue: str = "default") -> tuple[str, str]:

@@ -5,12 +5,15 @@ Both sides do the same to a job of their own in each state, and what they change
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from tests.interop.fleet.controlling import (
+    HOUR,
     KIND,
     MARK,
     NOW,
@@ -61,63 +64,68 @@ def _performed(verb: str, doer: Side, reader: Side, job_id: int, **given: Any) -
     return changes(before, answer)
 
 
+@contextmanager
+def _jobs_of_both(fleet: Place, river: Side, riverq_side: Side) -> Iterator[tuple[dict[str, int], dict[str, int]]]:
+    """A job in every state that River brought there, and one that riverq did."""
+    with (
+        jobs_in_every_state(fleet, river, queue="go") as gos,
+        jobs_in_every_state(fleet, riverq_side, queue="py") as ours,
+    ):
+        yield {state: ids[0] for state, ids in gos.items()}, {state: ids[0] for state, ids in ours.items()}
+
+
 @pytest.mark.scenario("control", "cancel, in every state: both change the same and send the same bytes")
-def test_cancel_in_every_state(fleet: Place, giver: Side, river: Side, riverq_side: Side, adapter: str) -> None:
-    with jobs_in_every_state(fleet, giver) as jobs:
+def test_cancel_in_every_state(fleet: Place, river: Side, riverq_side: Side, adapter: str) -> None:
+    with _jobs_of_both(fleet, river, riverq_side) as (gos, ours):
         ear = Ear(fleet)
-        by_river = {state: _performed("cancel", river, riverq_side, ids[0]) for state, ids in jobs.items()}
-        by_riverq = {state: _performed("cancel", riverq_side, river, ids[1]) for state, ids in jobs.items()}
-        assert by_river == CANCEL
-        assert by_riverq == CANCEL
-        told = [state for state in jobs if CANCEL[state]]
-        assert ear.until_now() == [cancel_payload(jobs[state][n]) for n in (0, 1) for state in told]
+        assert {state: _performed("cancel", river, riverq_side, job_id) for state, job_id in ours.items()} == CANCEL
+        assert {state: _performed("cancel", riverq_side, river, job_id) for state, job_id in gos.items()} == CANCEL
+        worked = {"py": ours, "go": gos}
+        assert ear.until_now() == [
+            cancel_payload(jobs[state], queue) for queue, jobs in worked.items() for state in jobs if CANCEL[state]
+        ]
 
 
 @pytest.mark.scenario("control", "retry, in every state: both change the same; only riverq notifies")
-def test_retry_in_every_state(fleet: Place, giver: Side, river: Side, riverq_side: Side, adapter: str) -> None:
-    with jobs_in_every_state(fleet, giver) as jobs:
+def test_retry_in_every_state(fleet: Place, river: Side, riverq_side: Side, adapter: str) -> None:
+    with _jobs_of_both(fleet, river, riverq_side) as (gos, ours):
         ear = Ear(fleet)
-        by_river = {state: _performed("retry", river, riverq_side, ids[0]) for state, ids in jobs.items()}
+        assert {state: _performed("retry", river, riverq_side, job_id) for state, job_id in ours.items()} == RETRY
         assert ear.until_now() == []
-        by_riverq = {state: _performed("retry", riverq_side, river, ids[1]) for state, ids in jobs.items()}
-        assert by_river == RETRY
-        assert by_riverq == RETRY
-        assert ear.until_now()[1:] == [insert_payload()] * sum(map(bool, RETRY.values()))
+        assert {state: _performed("retry", riverq_side, river, job_id) for state, job_id in gos.items()} == RETRY
+        assert ear.until_now() == [insert_payload("go")] * sum(map(bool, RETRY.values()))
 
 
 @pytest.mark.scenario("control", "delete, in every state: a running job is refused, the rest gone for both")
-def test_delete_in_every_state(fleet: Place, giver: Side, river: Side, riverq_side: Side, adapter: str) -> None:
-    with jobs_in_every_state(fleet, giver) as jobs:
+def test_delete_in_every_state(fleet: Place, river: Side, riverq_side: Side, adapter: str) -> None:
+    with _jobs_of_both(fleet, river, riverq_side) as (gos, ours):
         ear = Ear(fleet)
-        running = jobs.pop("running")
-        for doer, reader, n in ((river, riverq_side, 0), (riverq_side, river, 1)):
-            for ids in jobs.values():
-                before = reader.get(ids[n])
-                assert doer.delete(ids[n]) == before
-                assert _refusal(reader, "get", ids[n]) == "not_found"
-            before = reader.get(running[n])
-            assert _refusal(doer, "delete", running[n]) == "running"
-            assert reader.get(running[n]) == before
+        for doer, reader, jobs in ((river, riverq_side, ours), (riverq_side, river, gos)):
+            running = jobs.pop("running")
+            for job_id in jobs.values():
+                before = reader.get(job_id)
+                assert doer.delete(job_id) == before
+                assert _refusal(reader, "get", job_id) == "not_found"
+            before = reader.get(running)
+            assert _refusal(doer, "delete", running) == "running"
+            assert reader.get(running) == before
         assert ear.until_now() == []
 
 
-@pytest.mark.scenario("control", "update of the output, in every state, running too")
-def test_update_in_every_state(fleet: Place, giver: Side, river: Side, riverq_side: Side, adapter: str) -> None:
-    outputs: list[Any] = [{"n": [1, None, 2**60], "t": "é<&>\u2028"}, "text", None, 1.5]
-    with jobs_in_every_state(fleet, giver) as jobs:
+OUTPUTS: list[Any] = [{"n": [1, None, 2**60], "t": "é<&>\u2028"}, "text", None, 1.5]
+
+
+@pytest.mark.scenario("control", "update of the output, in every state, running too: only the output changes")
+def test_update_in_every_state(fleet: Place, river: Side, riverq_side: Side, adapter: str) -> None:
+    with _jobs_of_both(fleet, river, riverq_side) as (gos, ours):
         ear = Ear(fleet)
-        for output in outputs:
-            for state, ids in jobs.items():
-                expected = riverq_side.get(ids[0])["metadata"] | {"output": output}
-                told = {"metadata": expected}
-                assert _performed("update", river, riverq_side, ids[0], output=output) == told, state
-                assert _performed("update", riverq_side, river, ids[1], output=output)["metadata"]["output"] == output
-        for state, ids in jobs.items():
+        for doer, reader, jobs in ((river, riverq_side, ours), (riverq_side, river, gos)):
+            for output in OUTPUTS:
+                for job_id in jobs.values():
+                    metadata = doer.get(job_id)["metadata"] | {"output": output}
+                    assert _performed("update", doer, reader, job_id, output=output) == {"metadata": metadata}
             # Without an output it only reads.
-            assert _performed("update", river, riverq_side, ids[0]) == {}, state
-            assert _performed("update", riverq_side, river, ids[1]) == {}, state
-        texts = "SELECT metadata->>'output' FROM {schema}.river_job WHERE id = ANY(:ids)"
-        assert fleet.scalars(texts, ids=sum(jobs.values(), [])) == ["1.5"] * 18
+            assert [_performed("update", doer, reader, job_id) for job_id in jobs.values()] == [{}] * len(jobs)
         assert ear.until_now() == []
 
 
@@ -156,7 +164,7 @@ def test_delete_many(fleet: Place, giver: Side, taker: Side, adapter: str) -> No
 
 @pytest.mark.scenario("control", "verbs in a transaction: nothing before its commit, nothing after a rollback")
 def test_verbs_in_a_transaction(fleet: Place, giver: Side, taker: Side, adapter: str) -> None:
-    with jobs_in_every_state(fleet, taker, copies=1) as jobs:
+    with jobs_in_every_state(fleet, taker) as jobs:
         cancelled, retried, deleted = jobs["pending"][0], jobs["completed"][0], jobs["discarded"][0]
         updated, marked = jobs["scheduled"][0], jobs["running"][0]
         before = taker.list().jobs
@@ -177,7 +185,7 @@ def test_verbs_in_a_transaction(fleet: Place, giver: Side, taker: Side, adapter:
             if not commit:
                 assert taker.list().jobs == before
                 assert ear.until_now() == []
-        assert [each for each in ear.until_now()[1:] if each != insert_payload()] == [
+        assert [each for each in ear.until_now() if each != insert_payload()] == [
             cancel_payload(cancelled),
             cancel_payload(marked),
             ("river_control", '{"action":"pause","queue":"default"}'),
@@ -212,7 +220,7 @@ def test_two_retry_at_once(fleet: Place, giver: Side, taker: Side, adapter: str)
     assert giver.get(job_id) == first
 
 
-UNIQUE = {"by_args": True, "by_state": ["available", "pending", "running", "scheduled"]}
+UNIQUE: dict[str, Any] = {"by_args": True, "by_state": ["available", "pending", "running", "scheduled"]}
 
 
 @pytest.mark.scenario("control", "a retry whose unique key another job has taken is refused by both")
@@ -233,3 +241,24 @@ def test_retry_of_a_job_whose_key_is_taken(giver: Side, taker: Side, adapter: st
     assert giver.get(new)["metadata"] == {"output": "still here"}
     giver.delete(new)
     assert taker.retry(old)["state"] == "available"
+
+
+@pytest.mark.scenario("control", "a cancel that would take another job's key: Go refuses, riverq gives up the key")
+def test_cancel_of_a_job_whose_key_is_taken(giver: Side, river: Side, riverq_side: Side, adapter: str) -> None:
+    """A retryable job whose mask holds `cancelled`, but not `retryable`."""
+    unique = {**UNIQUE, "by_state": [*UNIQUE["by_state"], "cancelled"]}
+    args = {"outcome": "error", "message": "same"}
+    old = giver.insert(KIND, args, unique=unique)
+    with giver.working(KIND, retry_seconds=HOUR) as client:
+        client.events(1, kinds=["job_failed"])
+    new = giver.insert(KIND, args, unique=unique)
+    assert new != old
+    before = river.get(old)
+    with pytest.raises(OracleError, match="23505"):
+        river.cancel(old)
+    assert riverq_side.get(old) == before
+    assert _performed("cancel", riverq_side, river, old) == CANCELLED | {"unique_states": None}
+    # The key is the other job's, for both.
+    for side in (river, riverq_side):
+        [again] = side.insert_rows([{"kind": KIND, "args": args, "unique": unique}])
+        assert (again["unique_skipped_as_duplicate"], again["job"]["id"]) == (True, new)

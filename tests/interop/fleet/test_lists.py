@@ -135,6 +135,19 @@ def test_pages_are_handed_on_until_the_end(fleet: Place, giver: Side, taker: Sid
         assert {len(page) for page in pages[:-1]} == {3}
 
 
+@pytest.mark.scenario("lists", "pages handed on, of jobs inserted at one moment")
+def test_pages_of_jobs_inserted_at_one_moment(fleet: Place, giver: Side, taker: Side, adapter: str) -> None:
+    giver.insert_many(KIND, number=60)
+    taker.insert_many(KIND, number=60)
+    assert len(fleet.scalars("SELECT DISTINCT scheduled_at FROM {schema}.river_job")) == 2
+    expected = fleet.scalars("SELECT id FROM {schema}.river_job ORDER BY scheduled_at, id")
+    for options in ({"order_by": "scheduled_at"}, {"order_by": "time", "states": ["available"]}):
+        pages = _hand_on(giver, taker, options, limit=25)
+        assert [job_id for page in pages for job_id in page] == expected
+    newest = _hand_on(giver, taker, {"order_by": "scheduled_at", "descending": True}, limit=25)
+    assert [job_id for page in newest for job_id in page] == expected[::-1]
+
+
 @pytest.mark.scenario("lists", "the cursors of the same page say the same")
 def test_cursors_of_the_same_page_say_the_same(fleet: Place, giver: Side, taker: Side, adapter: str) -> None:
     """Go writes `-` and `_`, which its older versions cannot read; riverq writes the same JSON free of them."""

@@ -54,7 +54,8 @@ type startRequest struct {
 	PollOnly             bool                `json:"poll_only"`
 	NoLeader             bool                `json:"no_leader"`
 	OnlyKnownKinds       bool                `json:"only_known_kinds"`
-	OnError              string              `json:"on_error"` // cancel, or note: only leave a mark
+	CheckKinds           bool                `json:"check_kinds"` // when its jobs insert
+	OnError              string              `json:"on_error"`    // cancel, or note: only leave a mark
 	MaxAttempts          int                 `json:"max_attempts"`
 	RetrySeconds         *float64            `json:"retry_seconds"`
 	FetchPollSeconds     float64             `json:"fetch_poll_seconds"`
@@ -91,7 +92,7 @@ func (r *startRequest) config(w *worker, pool *pgxpool.Pool) (*river.Config, err
 		Queues:                      r.queues(),
 		ReindexerSchedule:           river.NeverSchedule(),
 		Schema:                      r.Schema,
-		SkipUnknownJobCheck:         true,
+		SkipUnknownJobCheck:         !r.CheckKinds,
 		SoftStopTimeout:             seconds(r.SoftStopSeconds),
 		Workers:                     workers,
 	}
