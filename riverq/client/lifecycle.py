@@ -261,7 +261,7 @@ class Runtime:
         errors = await _attempt(self._stop_producers(services))
         for service in stop_order(services):
             if service is services.liveness:
-                services.liveness.keep_row = bool(self._left or services.completer.unwritten)
+                services.liveness.keep_row = self._may_leave_rows(services)
             errors += await _attempt(service.stop())
         errors += await _attempt(self._close())
         if self._has_started:  # whoever subscribed before a start that failed still waits for the next one
@@ -269,6 +269,11 @@ class Runtime:
         self._core.ctx.log.info("Client: Stopped: %s: %s", self._core.client_id, self.summary())
         if errors:
             raise errors[0]
+
+    def _may_leave_rows(self, services: Services) -> bool:
+        """Whether rows may stay running that were claimed here; they are judged by this client's row."""
+        cut = any(producer.claim_was_cut for producer in services.producers.values())
+        return bool(self._left or services.completer.unwritten or cut)
 
     async def _stop_producers(self, services: Services) -> None:
         stops = [asyncio.create_task(producer.stop()) for producer in services.producers.values()]

@@ -146,9 +146,9 @@ def _complete_many(t: Tables) -> sa.Executable:
 
 @statement
 def _complete_one(t: Tables) -> sa.Executable:
-    merged = t.job.c.metadata.op("||")(
-        sa.func.coalesce(jsonb_param("metadata"), sa.cast(sa.literal_column("'{}'"), pg.JSONB))
-    )
+    given = jsonb_param("metadata")
+    # Not merged with an empty object: metadata that is none, which others may have written, would become an array.
+    merged = sa.case((given.is_not(None), t.job.c.metadata.op("||")(given)), else_=t.job.c.metadata)
     return (
         sa.update(t.job)
         .values(state=t.state(JobState.COMPLETED), finalized_at=catalog.now(), metadata=merged)

@@ -148,6 +148,8 @@ class Producer(Service):
         self._poll_soon = asyncio.Event()
         self._told_to_end: CancelReason | None = None
         self._slots_wanted = False
+        self.claim_was_cut = False
+        """Whether a hard end cut a claim off: rows may be running that nobody here knows of."""
         self._backlog = False
         self._unsubscribe: Callable[[], None] | None = None
         self._stats = ProducerStats(config.queue, config.max_workers)
@@ -213,6 +215,7 @@ class Producer(Service):
         for event in (self._stop, self._leave, self._idle):
             event.clear()
         self._told_to_end = None
+        self.claim_was_cut = False
         await self.control.begin()
         if self._notifier is not None:
             self._unsubscribe = self._notifier.subscribe(Topic.INSERT, self._heard_insert, on_gap=self.trigger)
@@ -233,6 +236,7 @@ class Producer(Service):
             await self._stop.wait()
             self._limiter.trigger_now()  # so that a fetch loop at rest sees the stop
             await self._wait_or_leave(fetching)
+            self.claim_was_cut = fetching.cancelled()
             self._limiter.stop_timers()
             if self._slots.tasks:
                 self.waiting_for_jobs.signal(len(self._slots.tasks))

@@ -114,6 +114,28 @@ async def test_a_stop_whose_caller_was_cancelled_goes_on(make_engine: EngineMake
     await client.stop()
 
 
+async def test_a_hard_end_in_the_middle_of_a_claim_leaves_the_clients_row(
+    make_engine: EngineMaker, schema: str, engine: sa.Engine
+) -> None:
+    """Rows that the claim took are in no list here; only the client's row lets a leader see that their run is over."""
+    client = make_client(make_engine("asyncpg"), _config(schema))
+    await client.start()
+    runtime = client._runtime
+    assert runtime is not None
+    with engine.begin() as other:
+        other.execute(sa.text(f'LOCK TABLE "{schema}".river_job IN EXCLUSIVE MODE'))
+        blocked = sa.text("SELECT count(*) FROM pg_locks WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))")
+        async with asyncio.timeout(20):
+            # The claim of the next poll; nothing signals that it waits for a lock.
+            while not other.execute(blocked).scalar_one():  # noqa: ASYNC110  # see above
+                await asyncio.sleep(0.02)
+        assert await runtime.abort(timedelta(seconds=1)) == []
+        await runtime.stop()
+    with engine.connect() as conn:
+        registered = sa.text(f'SELECT client_id FROM "{schema}".riverq_client')
+        assert conn.execute(registered).scalars().all() == [client.id]
+
+
 def test_a_forked_child_cannot_stop_its_parents_client(engine: sa.Engine, schema: str) -> None:
     client = riverq.Client(engine, _config(schema))
     with client.running():

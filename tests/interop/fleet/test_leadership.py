@@ -1,4 +1,4 @@
-"""One leader for a fleet of both: election, terms, and what becomes of leadership when a leader stops, dies or sleeps."""
+"""One leader for a fleet of both: election, terms, and what follows when a leader stops, dies or stands still."""
 
 from __future__ import annotations
 
