@@ -44,6 +44,11 @@ def statements() -> Iterator[tuple[str, Statement]]:
         yield from ((f"{module.name}.{name}", each) for name, each in found.items() if isinstance(each, Statement))
 
 
+def new_dialect() -> sa.Dialect:
+    dialect: sa.Dialect = psycopg.PGDialect_psycopg()  # type: ignore[no-untyped-call]  # SQLAlchemy left it untyped
+    return dialect
+
+
 def text(each: Statement, dialect: sa.Dialect, server: ServerCapabilities) -> str:
     remember_server(dialect, server)
     return each.prepare(dialect, "some_schema")[0]
@@ -69,12 +74,12 @@ def test_no_statement_asks_for_what_yugabytedb_lacks(dialect: type[sa.Dialect]) 
     ],
 )
 def test_each_server_has_one_way_of_telling_duplicates(server: ServerCapabilities, expected: set[str]) -> None:
-    found = text(job_insert._insert_returning, psycopg.PGDialect_psycopg(), server)
+    found = text(job_insert._insert_returning, new_dialect(), server)
     assert {way for way in ("xmax", "old.id", NONCE) if way in found} == expected
 
 
 def test_a_server_is_known_by_its_dialect_and_others_are_taken_for_postgres() -> None:
-    mine, other = psycopg.PGDialect_psycopg(), psycopg.PGDialect_psycopg()
+    mine, other = new_dialect(), new_dialect()
     remember_server(mine, YUGABYTE)
     assert (server_of(mine), server_of(other)) == (YUGABYTE, POSTGRES)
     shared = job_insert._insert_returning

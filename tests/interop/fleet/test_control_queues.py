@@ -17,8 +17,8 @@ from tests.interop.place import Place
 from tests.interop.sides import Side, Working
 from tests.interop.waiting import until
 
-DEAF = {"fetch_poll_seconds": HOUR}
-"""Settings of a client that hears of nothing but by notifications."""
+DEAF = {"fetch_poll_seconds": HOUR, "fetch_cooldown_seconds": 0.01}
+"""Settings of a client that hears of nothing but by notifications. No fetch is put off until after a resume."""
 
 PAUSED = {"paused_at": NOW, "updated_at": NOW}
 RESUMED = {"paused_at": None, "updated_at": NOW}

@@ -71,7 +71,7 @@ def test_steps_are_skipped_by_the_other_side(giver: Side, taker: Side, adapter: 
 
 
 @pytest.mark.scenario("resumable", "nothing is stored where no step is done")
-def test_nothing_is_stored_where_nothing_is_done(giver: Side, taker: Side, adapter: str) -> None:
+def test_nothing_is_stored_where_nothing_is_done(giver: Side, taker: Side) -> None:
     job_id = giver.insert(KIND, {"steps": [_step("a", first=FAIL), _step("b")]}, metadata={"kept": 1})
     assert _names(_run(giver, job_id, "first")) == ["a"]
     assert taker.get(job_id)["metadata"] == {"kept": 1}
@@ -215,7 +215,7 @@ def test_a_cursor_in_the_very_first_step(giver: Side, taker: Side, adapter: str)
 
 
 @pytest.mark.scenario("resumable", "a cursor is forgotten when its step is done")
-def test_a_cursor_is_forgotten_when_its_step_is_done(giver: Side, taker: Side, adapter: str) -> None:
+def test_a_cursor_is_forgotten_when_its_step_is_done(giver: Side, taker: Side) -> None:
     steps = [_step("a"), _cursor_step("b", first={"set_cursor": 1, **FAIL}), _step("c", second=FAIL)]
     job_id = giver.insert(KIND, {"steps": steps})
     _run(giver, job_id, "first")
@@ -263,9 +263,7 @@ def test_a_step_whose_transaction_is_rolled_back(
 
 
 @pytest.mark.scenario("resumable", "what a killed process had saved is gone on with by the other side")
-def test_a_killed_processs_steps(
-    fleet: Place, giver: Side, taker: Side, adapter: str, process_of: ProcessMaker
-) -> None:
+def test_a_killed_processs_steps(fleet: Place, giver: Side, taker: Side, process_of: ProcessMaker) -> None:
     save = {"tx": "commit", "set_cursor": ["half"], "outcome": "hold"}
     steps = [_step("a", begin={"tx": "commit"}), _step("b"), _cursor_step("c", begin=save), _step("d")]
     job_id = taker.insert(KIND, {"steps": steps})

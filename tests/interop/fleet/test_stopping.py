@@ -271,7 +271,7 @@ def test_riverq_stands_still(fleet: Place, river: Side, process_of: ProcessMaker
 
 
 @pytest.mark.scenario(
-    "stopping", "suspended: what Go's late worker reports ends riverq's second run, and riverq sees it"
+    "stopping", "suspended: what Go's late worker reports ends riverq's second run; riverq writes nothing more"
 )
 def test_go_stands_still(fleet: Place, river: Side, riverq_side: Side, process_of: ProcessMaker) -> None:
     sleeping, overtaking, job_id = overtaken(fleet, process_of("river"), riverq_side, **HORIZON)
