@@ -52,8 +52,9 @@ def _until_more(fleet: Place, more: int, queue: str = TICKS) -> None:
 
 
 def _alike(row: Row) -> Row:
-    """A run without what is its own."""
-    return {name: value for name, value in row.items() if name not in ("id", "created_at", "scheduled_at")}
+    """A run without what is its own. The metadata as a text, because in Python true is one."""
+    shared = {name: value for name, value in row.items() if name not in ("id", "created_at", "scheduled_at")}
+    return {**shared, "metadata": json.dumps(row["metadata"], sort_keys=True)}
 
 
 def _targets(rows: list[Row]) -> list[datetime]:

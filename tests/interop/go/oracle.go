@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
@@ -85,8 +86,13 @@ func (p place) at() place { return p }
 
 // What went wrong, in a word that a test may ask for without knowing River's texts; empty for everything else.
 func kindOf(err error) string {
-	var noQueue *river.QueueNotFoundError
+	var (
+		noQueue *river.QueueNotFoundError
+		refused *pgconn.PgError
+	)
 	switch {
+	case errors.As(err, &refused) && refused.Code == "23505":
+		return "conflict"
 	case errors.As(err, &noQueue), errors.Is(err, rivertype.ErrNotFound):
 		return "not_found"
 	case errors.Is(err, rivertype.ErrJobRunning):
