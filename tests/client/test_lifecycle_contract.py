@@ -266,6 +266,8 @@ if child == 0:
         "start": client.start,
         "stop": client.stop,
         "stop_and_cancel": client.stop_and_cancel,
+        "job_delete_many": lambda: client.job_delete_many(unfiltered=True),
+        "job_iter": lambda: next(iter(client.job_iter())),
     }
     arguments = {"job_id": 1, "name": "default", "params": None, "metadata": {}}
     for name, verb in inspect.getmembers(client, inspect.ismethod):

@@ -235,8 +235,9 @@ def test_retry_of_a_job_whose_key_is_taken(giver: Side, taker: Side, adapter: st
         # riverq's refusal leaves the transaction as it was.
         riverq_side.update(new, output="still here", tx=tx)
     for side in (giver, taker):
-        with pytest.raises(OracleError):
+        with pytest.raises(OracleError) as refused:
             side.retry(old)
+        assert refused.value.kind == "conflict"
     assert taker.get(old) == before
     assert giver.get(new)["metadata"] == {"output": "still here"}
     giver.delete(new)

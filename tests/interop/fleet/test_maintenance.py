@@ -340,11 +340,11 @@ def test_the_leaders_retention_rules(fleet: Place, giver: Side, taker: Side) -> 
         ids = set(fleet.scalars("SELECT id FROM {schema}.river_job"))
         return {what for what, job_id in jobs.items() if job_id in ids}
 
-    with _leading(taker, retention_seconds={"completed": HOUR, "cancelled": 3 * HOUR, "discarded": 3 * HOUR}):
+    with _leading(taker, retention_seconds={"completed": HOUR, "cancelled": -1, "discarded": 3 * HOUR}):
         until(lambda: "completed, old" not in kept(), "the retention of completed jobs")
     assert set(jobs) - kept() == {"completed, old"}
     # Others, other rules: who leads decides for all.
-    with _leading(giver, retention_seconds={"completed": 3 * HOUR, "cancelled": 3 * HOUR, "discarded": HOUR}):
+    with _leading(giver, retention_seconds={"completed": 3 * HOUR, "cancelled": -1, "discarded": HOUR}):
         until(lambda: "discarded, old" not in kept(), "the retention of discarded jobs")
     assert set(jobs) - kept() == {"completed, old", "discarded, old"}
 

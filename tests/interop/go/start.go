@@ -77,9 +77,9 @@ func (r *startRequest) config(w *worker, pool *pgxpool.Pool) (*river.Config, err
 		})
 	}
 	config := &river.Config{
-		CancelledJobRetentionPeriod: seconds(r.RetentionSeconds.Cancelled),
-		CompletedJobRetentionPeriod: seconds(r.RetentionSeconds.Completed),
-		DiscardedJobRetentionPeriod: seconds(r.RetentionSeconds.Discarded),
+		CancelledJobRetentionPeriod: kept(r.RetentionSeconds.Cancelled),
+		CompletedJobRetentionPeriod: kept(r.RetentionSeconds.Completed),
+		DiscardedJobRetentionPeriod: kept(r.RetentionSeconds.Discarded),
 		FetchCooldown:               seconds(r.FetchCooldownSeconds),
 		FetchOnlyKnownKinds:         r.OnlyKnownKinds,
 		FetchPollInterval:           seconds(r.FetchPollSeconds),
@@ -185,4 +185,12 @@ func startClient(ctx context.Context, o *oracle, raw json.RawMessage) (any, erro
 		return nil, err
 	}
 	return w.client.ID(), nil
+}
+
+// -1 keeps for ever, in River's own way of saying so.
+func kept(forSeconds float64) time.Duration {
+	if forSeconds < 0 {
+		return -1
+	}
+	return seconds(forSeconds)
 }
