@@ -51,7 +51,11 @@ $(STAMP):
 
 .PHONY: test
 test: setup ## Run the tests (ARGS="tests/query -k claim" picks some, WORKERS=0 runs them in one process)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+
+.PHONY: test-slow
+test-slow: setup ## Run the tests that `make test` leaves out, because they wait on a real clock or for real processes
+	$(BIN)/pytest -n $(WORKERS) --dist load -m slow $(ARGS)
 
 .PHONY: test-faults
 test-faults: setup ## Kill, stop and cut off real workers for minutes, then prove every job's fate (ARGS="-k two_minutes")

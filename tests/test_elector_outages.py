@@ -19,6 +19,8 @@ from riverq.testing.fake_clock import FakeClock
 from tests.elections import Disturbed, Fleet
 from tests.fix_database import SESSION_APPLICATION, EngineMaker
 
+pytestmark = pytest.mark.slow  # leases have to run out
+
 SHORT = ElectorTiming(
     interval=timedelta(milliseconds=300),
     follower_jitter=timedelta(milliseconds=5),

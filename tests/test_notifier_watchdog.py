@@ -19,6 +19,8 @@ from riverq.testing.driver_suite.proxy import SilentProxy
 from tests.fix_database import SESSION_APPLICATION, EngineMaker
 from tests.listening import Heard, watch
 
+pytestmark = pytest.mark.slow  # silence has to last before it is one
+
 TIMING = NotifierTiming(
     operation_timeout=timedelta(milliseconds=700),
     ping_interval=timedelta(milliseconds=100),

@@ -13,6 +13,8 @@ from psycopg.sql import SQL, Identifier
 from riverq.cli.main import main, make_parser
 from tests.cli.benching import QUICK, URLS, bench, on_terminal, read_all, with_driver
 
+pytestmark = pytest.mark.slow  # whole measurements
+
 SECRET = "geheim"
 
 

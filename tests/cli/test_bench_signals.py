@@ -17,6 +17,8 @@ from psycopg.sql import SQL, Identifier
 
 from tests.cli.benching import URLS, bench, on_terminal, read_all, read_until, schemas, wait_for, with_driver
 
+pytestmark = pytest.mark.slow  # whole measurements, interrupted
+
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("adapter", URLS)

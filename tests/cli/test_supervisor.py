@@ -23,6 +23,8 @@ from tests.cli.probing import PATIENCE, Prober
 from tests.cli.terminal import Terminal
 from tests.cli.test_worker import states, wait_for_state
 
+pytestmark = pytest.mark.slow  # real processes come and go
+
 APP = "tests.cli.app:async_client"
 
 

@@ -25,7 +25,10 @@ from tests.fix_database import EngineMaker, adapter_url, sync_side, temporary_da
 from tests.fix_schema import SchemaPool
 from tests.fix_server import YUGABYTE, guard, make_yugabyte
 
-pytestmark = pytest.mark.direct("a database that no pooler leads to")
+pytestmark = [
+    pytest.mark.direct("a database that no pooler leads to"),
+    pytest.mark.slow,  # what nobody tells of is found by polling
+]
 
 NONCE = "river:unique_nonce"
 

@@ -19,6 +19,8 @@ from riverq import migrate
 from riverq.demo.jobs import SCHEMA, Base, SourceFile
 from riverq.demo.show import Tally, print_results
 
+pytestmark = pytest.mark.slow  # the whole demo, with a worker that is killed
+
 
 def demo(url: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(

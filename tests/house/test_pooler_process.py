@@ -10,6 +10,8 @@ from tests.fix_pgbouncer import NO_PGBOUNCER, find_pgbouncer, watched_pgbouncer
 from tests.fix_skips import skip_or_fail
 from tests.pooler_process import Death
 
+pytestmark = pytest.mark.slow  # whole test runs within the test
+
 pytest_plugins = ("pytester",)
 
 UP = "2026-01-01 10:00:00.000 UTC [7] LOG process up: PgBouncer {}, libevent 2.1.12-stable (epoll)\n"
