@@ -23,6 +23,8 @@ from riverq.migrate.run import LOCK_KEY
 from tests.bench.arrange import JOBS, Onlooker, Script, place, run, small, target
 from tests.fix_database import ASYNC_ADAPTERS
 
+pytestmark = pytest.mark.slow  # whole measurements
+
 MEASURED = [phase for phase in Phase if phase is not Phase.PREPARE]
 
 

@@ -24,7 +24,10 @@ from tests.liveness.conftest import LivenessMaker
 from tests.liveness.registry import HEART, LISTENER, PATIENCE_SECONDS, Registry, eventually, until
 from tests.smoke.test_pgbouncer import pooled_engine
 
-pytestmark = pytest.mark.own_session("the lock of a connection, which is anybody's in transaction mode")
+pytestmark = [
+    pytest.mark.own_session("the lock of a connection, which is anybody's in transaction mode"),
+    pytest.mark.slow,  # sessions end, are cut off, or stand still for a while
+]
 
 MOST_FLOODS = 200
 """Of 4 MB each: no line takes as much without its reader."""

@@ -102,6 +102,11 @@ class Table:
         return found
 
 
+def payloads(heard: Table) -> list[str]:
+    """What was notified since the last call, on the channels that the fixture `heard` listens to."""
+    return [note.payload for note in heard.conn.notifies(timeout=0.1)]
+
+
 def job(kind: str = "k", **options: Any) -> InsertParams:
     """An insert's parameters."""
     return InsertParams(kind=kind, **{"encoded_args": "{}", **options})

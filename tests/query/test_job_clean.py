@@ -24,13 +24,6 @@ MOMENT = timedelta(microseconds=1)
 FINISHED = ("cancelled", "completed", "discarded")
 
 
-@pytest.fixture
-def other(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Somebody's open transaction, rolled back after the test."""
-    with engine.connect() as connection:
-        yield connection
-
-
 def clean(call: Caller, state: str = "completed", retention: timedelta = DAY, limit: int = 100) -> int:
     return call(job_delete_finished, state=JobState(state), retention=retention, limit=limit, now=NOW)
 

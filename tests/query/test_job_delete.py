@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -22,20 +21,6 @@ from tests.query.test_plans import MODES, large, plan, rows_read
 __all__ = ["large"]
 
 S = JobState
-
-
-@pytest.fixture
-def heard(call: Caller, table: Table) -> Table:
-    for topic in ("insert", "control"):
-        table.conn.execute(f'LISTEN "{call.schema}.river_{topic}"')
-    return table
-
-
-@pytest.fixture
-def other(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Somebody's open transaction, rolled back after the test."""
-    with engine.connect() as connection:
-        yield connection
 
 
 def ids(table: Table) -> list[int]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,7 +11,7 @@ from riverq.job import FINAL_STATES, JobRow, JobState
 from riverq.query.job_edit import job_cancel
 from riverq.query.job_insert import job_insert_many
 from tests.fix_server import audible
-from tests.query.arrange import CLAIMED_AT, DEFAULT_MASK, Caller, Table, unique
+from tests.query.arrange import CLAIMED_AT, DEFAULT_MASK, Caller, Table, payloads, unique
 from tests.query.racing import waiting
 
 NOW = CLAIMED_AT + timedelta(hours=1)
@@ -20,23 +19,6 @@ MARK = "2026-11-21T06:04:03.123457Z"
 RETRYABLE, CANCELLED = 32, 2
 TRAP = DEFAULT_MASK & ~RETRYABLE | CANCELLED
 """A mask with which a retryable job is outside the unique index and would enter it by being cancelled."""
-
-
-@pytest.fixture
-def heard(call: Caller, table: Table) -> Table:
-    table.conn.execute(f'LISTEN "{call.schema}.river_control"')
-    return table
-
-
-@pytest.fixture
-def other(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Somebody's open transaction, rolled back after the test."""
-    with engine.connect() as connection:
-        yield connection
-
-
-def payloads(heard: Table) -> list[str]:
-    return [note.payload for note in heard.conn.notifies(timeout=0.1)]
 
 
 def cancel(call: Caller, job_id: int) -> JobRow:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -26,13 +25,6 @@ from tests.query.arrange import CLAIMED_AT, CLAIMED_US, DEFAULT_MASK, ME, Caller
 NOW = CLAIMED_AT + timedelta(hours=2)
 HORIZON = timedelta(hours=1)
 RUNNING_BIT = 64
-
-
-@pytest.fixture
-def other(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Somebody's open transaction, rolled back after the test."""
-    with engine.connect() as connection:
-        yield connection
 
 
 def running(table: Table, **columns: Any) -> RunFence:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +15,7 @@ from riverq.query.job_fetch import job_get_available
 from riverq.query.job_insert import job_insert_many
 from riverq.query.job_retry import job_retry
 from tests.fix_server import audible
-from tests.query.arrange import CLAIMED_AT, DEFAULT_MASK, ME, Caller, Table, job, unique
+from tests.query.arrange import CLAIMED_AT, DEFAULT_MASK, ME, Caller, Table, job, payloads, unique
 from tests.query.racing import waiting
 
 NOW = CLAIMED_AT + timedelta(hours=1)
@@ -35,24 +34,6 @@ FULL: dict[str, Any] = {
     "unique_states": DEFAULT_MASK,
 }
 """A row with every column filled; its key is not in the index while the job is cancelled or discarded."""
-
-
-@pytest.fixture
-def heard(call: Caller, table: Table) -> Table:
-    for topic in ("insert", "control"):
-        table.conn.execute(f'LISTEN "{call.schema}.river_{topic}"')
-    return table
-
-
-@pytest.fixture
-def other(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Somebody's open transaction, rolled back after the test."""
-    with engine.connect() as connection:
-        yield connection
-
-
-def payloads(heard: Table) -> list[str]:
-    return [note.payload for note in heard.conn.notifies(timeout=0.1)]
 
 
 def retry(call: Caller, job_id: int) -> JobRow:

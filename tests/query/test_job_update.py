@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -18,13 +17,6 @@ from tests.query.arrange import CLAIMED_AT, ME, Caller, Table
 from tests.query.racing import waiting
 
 OUTPUT = '{"output":{"a":[1,null]}}'
-
-
-@pytest.fixture
-def other(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Somebody's open transaction, rolled back after the test."""
-    with engine.connect() as connection:
-        yield connection
 
 
 @pytest.mark.parametrize("state", sorted(JobState))

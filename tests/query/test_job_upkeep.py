@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -17,13 +16,6 @@ NO_RETRYABLE = DEFAULT_MASK & ~RETRYABLE
 POISON = NO_RETRYABLE | DISCARDED
 LOOK_AHEAD = timedelta(seconds=5)
 NOW = CLAIMED_AT
-
-
-@pytest.fixture
-def other(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Somebody's open transaction, rolled back after the test."""
-    with engine.connect() as connection:
-        yield connection
 
 
 def plain(call: Caller, limit: int = 100) -> list[Scheduled]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,26 +25,9 @@ from riverq.query.queue import (
 )
 from tests.fix_server import audible
 from tests.query.arrange import CLAIMED_AT as NOW
-from tests.query.arrange import Caller, Table
+from tests.query.arrange import Caller, Table, payloads
 
 LATER = NOW + timedelta(hours=1)
-
-
-@pytest.fixture
-def heard(call: Caller, table: Table) -> Table:
-    table.conn.execute(f'LISTEN "{call.schema}.river_control"')
-    return table
-
-
-@pytest.fixture
-def other(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Somebody's open transaction, rolled back after the test."""
-    with engine.connect() as connection:
-        yield connection
-
-
-def payloads(heard: Table) -> list[str]:
-    return [note.payload for note in heard.conn.notifies(timeout=0.1)]
 
 
 def test_a_queue_is_made_once_and_then_touched(call: Caller) -> None:
