@@ -217,6 +217,11 @@ async def test_a_cancel_during_the_stop_still_arrives(house: House) -> None:
     assert house.rows.get(job_id)["state"] == "cancelled"
 
 
+SOMEBODY_WAITS = """SELECT 1 FROM pg_locks WHERE NOT granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+"""For a lock on a table of this database: other test processes have their own on the same server."""
+
+
 async def test_stop_and_cancel_gives_running_jobs_back(house: House) -> None:
     worker = Blocking(house)
     house.rows.insert(count=3)
@@ -245,7 +250,7 @@ async def test_jobs_of_a_claim_under_way_are_given_back_by_a_hard_stop(house: Ho
     with house.rows.other() as other:
         run_sql(other, house.rows.schema, "LOCK TABLE JOB IN ACCESS EXCLUSIVE MODE")
         await house.start(house.completer, producer)
-        await until(lambda: house.rows.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
+        await until(lambda: house.rows.sql(SOMEBODY_WAITS))
         producer.cancel_jobs()
         stopping = asyncio.create_task(producer.stop())
         await asyncio.sleep(0)
@@ -265,7 +270,7 @@ async def test_a_claim_under_way_at_a_graceful_stop_is_worked(house: House) -> N
     with house.rows.other() as other:
         run_sql(other, house.rows.schema, "LOCK TABLE JOB IN ACCESS EXCLUSIVE MODE")
         await house.start(house.completer, producer)
-        await until(lambda: house.rows.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
+        await until(lambda: house.rows.sql(SOMEBODY_WAITS))
         stopping = asyncio.create_task(producer.stop())
         await asyncio.sleep(0)
         other.commit()
@@ -288,7 +293,7 @@ async def test_a_stop_waits_for_the_jobs_of_a_claim_under_way_too(
     with house.rows.other() as other:
         run_sql(other, house.rows.schema, "LOCK TABLE JOB IN ACCESS EXCLUSIVE MODE")
         producer.trigger()
-        await until(lambda: house.rows.sql("SELECT 1 FROM pg_locks WHERE NOT granted"))
+        await until(lambda: house.rows.sql(SOMEBODY_WAITS))
         stopping = asyncio.create_task(producer.stop())
         await asyncio.sleep(0)
         worker.go_on.set()
