@@ -74,9 +74,11 @@ class Stopping:
             self._act(self._level)
 
     def _act(self, level: int) -> None:
+        if self._runtime is None and not self._starting.cancel():
+            self._runtime = _result(self._starting)  # it has just started, and `started` has not seen it yet
         if self._runtime is None:
-            self._starting.cancel()
-        elif level == SOFT:
+            return
+        if level == SOFT:
             self._say("stopping; waiting for running jobs" + (" (again to cancel them)" if self._hints else ""))
             self._task = self._loop.create_task(self._stop(self._runtime))
         elif level == CANCEL:
@@ -108,6 +110,11 @@ class Stopping:
     def _end(self, code: int) -> None:
         if not self._ended.done():
             self._ended.set_result(code)
+
+
+def _result(starting: asyncio.Task[Runtime]) -> Runtime | None:
+    """What was started; None where the start has failed or was cancelled, as `started` will say."""
+    return None if starting.cancelled() or starting.exception() is not None else starting.result()
 
 
 def _leave_soon() -> None:

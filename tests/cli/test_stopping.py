@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from riverq.cli.stopping import CANCEL, LEAVE, Stopping
+from riverq.cli.stopping import CANCEL, LEAVE, SOFT, Stopping
 
 
 class Running:
@@ -56,3 +56,33 @@ async def test_a_stop_that_ends_while_jobs_are_left_is_no_clean_one(
         await left.wait()
     assert found == code
     assert ("left running, for rescue: 7" in said) is (level == LEAVE)
+
+
+async def test_a_signal_between_the_end_of_the_start_and_whoever_awaits_it_is_not_lost() -> None:
+    running: Any = Running()
+    running._is_over.set()
+
+    async def start() -> Any:
+        return running
+
+    starting = asyncio.create_task(start())
+    stopping = Stopping(starting, lambda _: None)
+    await asyncio.wait({starting})  # it has ended, and `started` has not seen it
+    stopping.order(SOFT)
+    await asyncio.sleep(0)
+    assert await stopping.started() is running
+    async with asyncio.timeout(10):
+        assert await stopping.wait() == 0
+
+
+async def test_a_signal_after_a_failed_start_changes_nothing() -> None:
+    async def start() -> Any:
+        raise ValueError("no such database")
+
+    starting = asyncio.create_task(start())
+    stopping = Stopping(starting, lambda _: None)
+    await asyncio.wait({starting})
+    stopping.order(SOFT)
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="no such database"):
+        await stopping.started()
