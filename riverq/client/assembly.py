@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from riverq.client.core import Core, Surveyed
 from riverq.client.leading import Lanes, Leading, assemble_leading
 from riverq.client.session import complete_in
-from riverq.client.subscribing import subscribe_to, subscriptions_of
+from riverq.client.subscribing import subscribe_to
 from riverq.config import Config, QueueConfig
 from riverq.database import Database, control_engine
 from riverq.driver import AnyEngine
@@ -107,7 +107,7 @@ class Services:
         """A producer for one queue, not started."""
         config = producer_config(self.core.config, name, queue)
         producer = Producer(self.core.ctx, self.general, self.notifier, self.executor, config)
-        producer.control.on_change = subscriptions_of(self.core).queue_changed
+        producer.control.on_change = self.core.subscriptions.queue_changed
         return producer
 
     def look_at_everything(self, _missed: timedelta) -> None:

@@ -29,6 +29,7 @@ from riverq.query.schema import current_schema, migration_versions, server_capab
 from riverq.query.statement import remember_server, server_of
 from riverq.service import ServiceContext
 from riverq.validation import fail, nearest
+from riverq.worker.subscription import Subscriptions
 
 MIGRATE = "riverq migrate-up"
 
@@ -57,6 +58,7 @@ class Core:
         self.periodic_jobs = PeriodicJobs(
             self.config.periodic_jobs, may_lead=self.config.leader_election, clock=self.ctx.clock
         )
+        self.subscriptions = Subscriptions(self.ctx)
         self.schema: str | None = None
         self.server: ServerCapabilities = POSTGRES
         self._pid = os.getpid()

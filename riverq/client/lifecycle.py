@@ -45,7 +45,6 @@ from riverq.client.assembly import (
     producer_config,
 )
 from riverq.client.core import MIGRATE, Core, survey
-from riverq.client.subscribing import subscriptions_of
 from riverq.config import QueueConfig
 from riverq.errors import UsageError
 from riverq.service import Service, start_all, to_the_end
@@ -265,7 +264,7 @@ class Runtime:
             errors += await _attempt(service.stop())
         errors += await _attempt(self._close())
         if self._has_started:  # whoever subscribed before a start that failed still waits for the next one
-            subscriptions_of(self._core).end()
+            self._core.subscriptions.end()
         self._core.ctx.log.info("Client: Stopped: %s: %s", self._core.client_id, self.summary())
         if errors:
             raise errors[0]

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
-from weakref import WeakKeyDictionary
 
 from riverq.client.core import Core
 from riverq.errors import ConfigError, UsageError
@@ -29,17 +28,10 @@ from riverq.worker.subscription import Inbox, Subscriptions
 
 BUFFER = 1000
 
-_subscriptions: WeakKeyDictionary[Core, Subscriptions] = WeakKeyDictionary()
-
-
-def subscriptions_of(core: Core) -> Subscriptions:
-    """The subscribers of a client, through all its runs."""
-    return _subscriptions.setdefault(core, Subscriptions(core.ctx))  # one step, so that no lock can outlive a fork
-
 
 def subscribe_to(core: Core, completer: Completer) -> None:
     """Pass on what the completer of a new run settles. Called in the loop of that run."""
-    subscriptions = subscriptions_of(core)
+    subscriptions = core.subscriptions
     subscriptions.loop = asyncio.get_running_loop()
     completer.subscribe(subscriptions.settled, subscriptions.wants)
 
@@ -187,7 +179,7 @@ class Subscribing:
         this client and in a forked child.
         """
         chosen = _checked(self._core, kinds, buffer)
-        subscriptions = subscriptions_of(self._core)
+        subscriptions = self._core.subscriptions
         return Subscription(subscriptions, subscriptions.open(chosen, buffer), self._core.check_process)
 
 
@@ -210,7 +202,7 @@ class AsyncSubscribing:
         """
         chosen = _checked(self._core, kinds, buffer)
         self._check_in_loop()
-        subscriptions = subscriptions_of(self._core)
+        subscriptions = self._core.subscriptions
         return AsyncSubscription(subscriptions, subscriptions.open(chosen, buffer), self._check_in_loop)
 
     def _check_in_loop(self) -> None:

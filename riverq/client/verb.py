@@ -13,12 +13,11 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from riverq.errors import SessionError
+from riverq.job_list import LARGEST_ID
 from riverq.query.notify import can_notify, has_notify
 from riverq.validation import integer
 
 T = TypeVar("T")
-
-LARGEST_ID = 2**63 - 1
 
 Verb = Callable[[Connection, str], T]
 """Called with a connection and the schema."""

@@ -13,7 +13,6 @@ from psycopg.sql import SQL, Identifier
 
 import riverq
 from riverq import EventKind
-from riverq.client.subscribing import subscriptions_of
 from tests.client.faces import make_client, settle
 from tests.client.subscribers import NOW, reading, rest, take, told
 from tests.client.working import Act, Watch, acting_workers, call, config, working
@@ -231,7 +230,7 @@ async def test_leaving_the_block_ends_it_and_breaking_out_of_the_loop_does_not(w
                     assert event.kind is EventKind.JOB_COMPLETED
                     break
             await take(events)
-        assert subscriptions_of(worker._core)._inboxes == ()
+        assert worker._core.subscriptions._inboxes == ()
         await settle(worker.insert(Act("complete")))
         assert await rest(events) == []
         assert "closed" in repr(events)
@@ -248,7 +247,7 @@ async def test_a_subscription_that_nobody_closed_is_told_and_lets_go(worker: Any
     with pytest.warns(ResourceWarning, match=r"to every kind> was never closed \(use it in a with block\)"):
         forget(worker)
     async with working(worker), reading(worker.subscribe()) as events:
-        assert len(subscriptions_of(worker._core)._inboxes) == 1
+        assert len(worker._core.subscriptions._inboxes) == 1
         await settle(worker.insert(Act("complete")))
         await take(events)
     ended = worker.subscribe()

@@ -13,7 +13,6 @@ import pytest
 
 import riverq
 from riverq import EventKind
-from riverq.client.subscribing import subscriptions_of
 from tests.client.faces import make_client, settle
 from tests.client.subscribers import LIMIT, NOW, rest, take
 from tests.client.working import SECOND, Act, Watch, acting_workers, config, working
@@ -64,7 +63,7 @@ async def test_a_wait_that_is_cancelled_as_the_event_comes_loses_nothing(async_w
     async with async_worker.subscribe() as events:
         waiting = asyncio.create_task(events.get(timeout=LIMIT))
         await asyncio.sleep(0)
-        subscriptions_of(async_worker._core).queue_changed(MAIL)
+        async_worker._core.subscriptions.queue_changed(MAIL)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -106,7 +105,7 @@ async def test_a_subscription_to_nonsense_is_refused(
     for client in (sync_worker, async_worker):
         with pytest.raises(riverq.ConfigError, match=words):
             client.subscribe(*kinds, buffer=buffer)
-        assert subscriptions_of(client._core)._inboxes == ()
+        assert client._core.subscriptions._inboxes == ()
 
 
 async def test_a_client_without_workers_has_no_events(client: Any) -> None:
