@@ -112,7 +112,8 @@ def test_only_what_the_bug_may_have_spoilt_is_run_again(
     pytester.makeconftest(f"pytest_plugins = {tuple(f'tests.fix_{name}' for name in plugins)}")
     known = UP.format("1.18.0") + BUG
     pytester.makepyfile(test_it=f"KNOWN = {known!r}\n{DYING_TESTS}")
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--pgbouncer", "session", *how)
+    # No summary of the failed tests (-r N): where CI is set, pytest repeats their whole messages in it.
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-r", "N", "--pgbouncer", "session", *how)
     result.assert_outcomes(passed=4, failed=3, errors=1)
     bug = "PgBouncer died of the bug that it has up to 1.20, when a statement was cancelled"
     other = "PgBouncer ended (exit code -9), not of the bug that is known. Its log:"
