@@ -14,30 +14,32 @@ touch the connection after it has gone back to the pool.
     share        a lane inside this one: at most so many of this one's own slots, so that the upkeep of the leader never
                  takes all slots from claims and completions
 
-Cancelling the task that awaits: on an async engine the adapter cancels the statement and the connection is discarded;
-on a sync engine the thread runs on, its result is dropped, and the connection goes back to the pool then; if it has not
-ended two seconds later it hangs, and its connection is cut. Neither leaks a connection or a slot.
+Cancelling the task that awaits: the function under way runs to its end, its transaction is rolled back instead of
+committed (a single statement, or a COMMIT under way, stands), and its connection goes back to the pool. If it has not
+ended two seconds later it hangs: on an async engine the adapter cancels the statement (`riverq.driver.turn` says why
+not at once), on a sync engine the connection is cut. Neither leaks a connection or a slot.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from riverq.driver import AnyEngine, Driver
 from riverq.driver.failures import translate
 from riverq.driver.line import Line
-from riverq.errors import RiverqError, UsageError
+from riverq.driver.turn import Caller, Turn
+from riverq.errors import RiverqError, UnavailableError, UsageError
 from riverq.threads import DaemonThreads
 
 __all__ = ["Database", "control_engine", "translate", "translating"]
@@ -55,7 +57,7 @@ RECYCLE = 1800
 """Seconds after which a connection of the control pool is replaced, as firewalls forget idle ones."""
 
 HANG_LIMIT = 2.0
-"""Seconds that a call on a thread gets to end by itself after its caller has given up."""
+"""Seconds that a call gets to end by itself after its caller has given up."""
 
 CLOSE_LIMIT = 2.0
 """Seconds that closing waits for transactions that run, and again for the connections' goodbyes."""
@@ -119,7 +121,7 @@ class _Shared:
     must_set_isolation: bool | None = None
     threads: list[DaemonThreads] = field(default_factory=list)
     running: dict[Future[Any], Line] = field(default_factory=dict)
-    ending: set[asyncio.Task[None]] = field(default_factory=set)
+    turns: set[Turn[Any]] = field(default_factory=set)
     closed: bool = False
     disposed: bool = False
 
@@ -206,8 +208,7 @@ class Database:
             await asyncio.wait(ends, timeout=CLOSE_LIMIT)
             for line in list(self._shared.running.values()):
                 line.cut()
-        if self._shared.ending:
-            await asyncio.wait(self._shared.ending, timeout=CLOSE_LIMIT)
+        await self._end_turns()
         if self._owns_engine:
             self._shared.disposed = True
             end = asyncio.ensure_future(self._dispose())
@@ -215,6 +216,15 @@ class Database:
             end.cancel()
         for threads in self._shared.threads:
             threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _end_turns(self) -> None:
+        tasks = {turn.task for turn in self._shared.turns}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=CLOSE_LIMIT)
+            for turn in list(self._shared.turns):
+                turn.cut()
+            if late:
+                await asyncio.wait(late, timeout=CLOSE_LIMIT)
 
     # -- where it runs
 
@@ -224,71 +234,65 @@ class Database:
         self._shared.threads.append(self._threads)
 
     async def _run(
-        self, how: Callable[[Connection, Callable[[Connection], T]], T], call: Callable[[Connection], T]
+        self, how: Callable[[Caller, Callable[[Connection], T], Connection], T], call: Callable[[Connection], T]
     ) -> T:
         if self._shared.closed:
             raise UsageError("the client's database was closed (its client was stopped)")
         if self._outer is not None:
             async with self._slots:
                 return await self._outer._run(how, partial(_checked, self._check, call))
+        caller = Caller()
         with translating(self.driver):
             if isinstance(self.engine, AsyncEngine):
                 self._check_loop()
-                async with self._slots, self._connection(self.engine) as conn:
-                    return await conn.run_sync(how, call)
-            return await self._on_a_thread(self.engine, how, call)
+                return await self._in_a_task(self.engine, caller, partial(how, caller, call))
+            return await self._on_a_thread(self.engine, caller, partial(how, caller, call))
 
-    async def _on_a_thread(
-        self,
-        engine: Engine,
-        how: Callable[[Connection, Callable[[Connection], T]], T],
-        call: Callable[[Connection], T],
-    ) -> T:
+    async def _on_a_thread(self, engine: Engine, caller: Caller, work: Callable[[Connection], T]) -> T:
         """One hop. A call that nobody waits for any more gets a moment to end; then its connection is cut."""
         line = Line()
-        future = self._threads.submit(self._on_thread, engine, how, call, line)
+        future = self._threads.submit(self._on_thread, engine, work, line)
         self._shared.running[future] = line
         future.add_done_callback(lambda ended: self._shared.running.pop(ended, None))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
+            caller.is_gone = True
             if not future.done():
                 asyncio.get_running_loop().call_later(HANG_LIMIT, line.cut)
             raise
 
-    @asynccontextmanager
-    async def _connection(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-        """A connection of the pool. Opening and giving back are never cut short, which would leave it open for ever."""
-        conn = engine.connect()
-        opening = asyncio.ensure_future(conn.start())
+    async def _in_a_task(self, engine: AsyncEngine, caller: Caller, work: Callable[[Connection], T]) -> T:
+        """The same for an async engine. The slot is the call's until it has ended, whoever waits for it."""
+        await self._slots.acquire()
+        turn = Turn(engine, caller, work)
+        self._shared.turns.add(turn)
+        turn.task.add_done_callback(lambda _: self._turn_ended(turn))
         try:
-            await asyncio.shield(opening)
+            await asyncio.wait({turn.task})
         except asyncio.CancelledError:
-            self._later(_give_up(opening, conn))
+            caller.is_gone = True
+            turn.task.add_done_callback(_read_error)
+            asyncio.get_running_loop().call_later(HANG_LIMIT, turn.cut)
             raise
-        try:
-            yield conn
-        finally:
-            await asyncio.shield(self._later(conn.close()))
+        if turn.task.cancelled():  # raised as it is, it would look like the caller's own cancellation
+            raise UnavailableError("the statement under way was cut short, as a stop does with one that hangs")
+        return turn.task.result()
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that `close` waits for."""
-        task = asyncio.create_task(work)
-        self._shared.ending.add(task)
-        task.add_done_callback(self._shared.ending.discard)
-        return task
+    def _turn_ended(self, turn: Turn[Any]) -> None:
+        self._shared.turns.discard(turn)
+        self._slots.release()
 
     def _on_thread(
         self,
         engine: Engine,
-        how: Callable[[Connection, Callable[[Connection], T]], T],
-        call: Callable[[Connection], T],
+        work: Callable[[Connection], T],
         line: Line,
     ) -> T:
         with engine.connect() as conn:
             line.hold(self.driver.fileno(conn.connection.driver_connection))
             try:
-                return how(conn, call)
+                return work(conn)
             finally:
                 line.let_go()
                 if self._shared.disposed:
@@ -312,13 +316,15 @@ class Database:
 
     # -- how it runs: both on the sync face of a connection
 
-    def _in_transaction(self, conn: Connection, call: Callable[[Connection], T]) -> T:
+    def _in_transaction(self, caller: Caller, call: Callable[[Connection], T], conn: Connection) -> T:
         if self._must_set_isolation(conn):
             conn = conn.execution_options(isolation_level=_ISOLATION)
         with conn.begin():
-            return call(conn)
+            result = call(conn)
+            caller.check()
+            return result
 
-    def _without_transaction(self, conn: Connection, call: Callable[[Connection], T]) -> T:
+    def _without_transaction(self, _caller: Caller, call: Callable[[Connection], T], conn: Connection) -> T:
         """AUTOCOMMIT by the DBAPI's own attribute, which all adapters have and which costs no round trip.
 
         SQLAlchemy's execution option ends in the same attribute, but saves next to nothing: setting it and resetting
@@ -350,13 +356,6 @@ class Database:
     def _dbapi_error(conn: Connection) -> type[BaseException]:
         error: type[BaseException] = conn.dialect.loaded_dbapi.Error
         return error
-
-
-async def _give_up(opening: asyncio.Future[Any], conn: AsyncConnection) -> None:
-    """Nobody waits for this connection any more: let it open, then give it back."""
-    with suppress(Exception):
-        await opening
-        await conn.close()
 
 
 def _call(fn: Callable[..., T], schema: str, args: tuple[Any, ...], kwargs: dict[str, Any], conn: Connection, /) -> T:

@@ -31,7 +31,8 @@ from riverq.worker.completer import Completer
 from riverq.worker.context import RunContext, Surroundings
 from riverq.worker.executor import Executor, ExecutorConfig
 from riverq.worker.loop_watch import LoopWatch
-from riverq.worker.producer import Producer, ProducerConfig
+from riverq.worker.producer import Producer
+from riverq.worker.producer_config import ProducerConfig
 
 if TYPE_CHECKING:
     from riverq.client.async_client import AsyncClient
@@ -108,6 +109,8 @@ class Services:
         config = producer_config(self.core.config, name, queue)
         producer = Producer(self.core.ctx, self.general, self.notifier, self.executor, config)
         producer.control.on_change = self.core.subscriptions.queue_changed
+        producer.lost_claims.incarnation = lambda: self.liveness.incarnation
+        producer.lost_claims.grace = self.core.config.client_grace
         return producer
 
     def look_at_everything(self, _missed: timedelta) -> None:

@@ -7,18 +7,33 @@ Before: `worker.producer` counts its free slots. After: `worker.executor` runs e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import NamedTuple
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from riverq.job import JobRow, JobState
 from riverq.query.array import text_array
 from riverq.query.rows import array_json, as_hex, as_text, errors_json, mask_states, texts
-from riverq.query.statement import array_param, catalog, from_us, integer_param, now_param, stamp, text_param, us_of
+from riverq.query.statement import (
+    array_param,
+    at_us,
+    catalog,
+    from_us,
+    integer_param,
+    later,
+    microseconds,
+    now_param,
+    stamp,
+    text_param,
+    us_of,
+)
 from riverq.query.tables import Tables, statement
 
 _LARGEST_SMALLINT = 32767
+
+_FAR_US = 8_000_000_000_000_000
+"""In the year 2223."""
 
 
 class ClaimedRow(NamedTuple):
@@ -78,6 +93,60 @@ def job_get_available(  # noqa: PLR0913  # what a claim depends on, each by name
     # RETURNING comes in the order of the join, not of the claim.
     claimed.sort(key=lambda row: (row.priority, row.scheduled_at_us, row.id))
     return claimed
+
+
+class Claimant(NamedTuple):
+    """Who claimed: the client's id, which of its incarnations, and for how long a silent client may yet live."""
+
+    client_id: str
+    incarnation: str
+    grace: timedelta
+
+
+class ClaimGap(NamedTuple):
+    """When a claim was made that nobody has the answer of.
+
+    After the rows claimed at `after_us`, before those claimed at `before_us` (None: none yet), and between so long ago
+    and so long ago.
+    """
+
+    after_us: int
+    before_us: int | None
+    from_ago: timedelta
+    to_ago: timedelta
+
+
+def job_get_lost(  # noqa: PLR0913  # who, when and where, each by name
+    conn: sa.Connection,
+    schema: str,
+    claimant: Claimant,
+    gap: ClaimGap,
+    *,
+    queue: str,
+    limit: int,
+    now: datetime | None = None,
+) -> list[ClaimedRow]:
+    """Up to `limit` rows of `queue` that the claimant claimed in the gap, and that run since.
+
+    Nothing is changed. Rows with a cancel mark are left out: the one that the claim saw is not known. Nothing is found
+    where another incarnation of the same client id was alive at the time, whose rows they may be. Needs riverq's own
+    tables.
+    """
+    found = _lost.rows(
+        conn,
+        schema,
+        client_id=claimant.client_id,
+        incarnation=claimant.incarnation,
+        grace=microseconds(claimant.grace),
+        queue=queue,
+        after=gap.after_us,
+        before=_FAR_US if gap.before_us is None else gap.before_us,
+        from_ago=microseconds(gap.from_ago),
+        to_ago=microseconds(gap.to_ago),
+        limit=limit,
+        now=stamp(now),
+    )
+    return [ClaimedRow._make(row) for row in found]
 
 
 def claimed_job(row: ClaimedRow, *, queue: str, client_id: str) -> JobRow:
@@ -146,24 +215,61 @@ def _claiming(t: Tables, *conditions: sa.ColumnElement[bool]) -> sa.Executable:
             attempted_by=_attempted_by(t),
         )
         .where(job.id == locked.c.id)
-        .returning(
-            job.id,
-            as_text(job.args),
-            job.kind,
-            job.attempt,
-            job.max_attempts,
-            us_of(job.attempted_at),
-            us_of(job.created_at),
-            us_of(job.scheduled_at),
-            job.priority,
-            as_text(job.metadata),
-            sa.case((catalog.cardinality(job.tags) > sa.literal_column("0"), array_json(job.tags))),
-            errors_json(t),
-            sa.case((job.attempt > sa.literal_column("1"), array_json(job.attempted_by))),
-            as_hex(job.unique_key),
-            as_text(job.unique_states),
-            t.cancel_mark(),
+        .returning(*_claimed_columns(t))
+    )
+
+
+def _claimed_columns(t: Tables) -> list[sa.ColumnElement[Any]]:
+    """Those of `ClaimedRow`."""
+    job = t.job.c
+    return [
+        job.id,
+        as_text(job.args),
+        job.kind,
+        job.attempt,
+        job.max_attempts,
+        us_of(job.attempted_at),
+        us_of(job.created_at),
+        us_of(job.scheduled_at),
+        job.priority,
+        as_text(job.metadata),
+        sa.case((catalog.cardinality(job.tags) > sa.literal_column("0"), array_json(job.tags))),
+        errors_json(t),
+        sa.case((job.attempt > sa.literal_column("1"), array_json(job.attempted_by))),
+        as_hex(job.unique_key),
+        as_text(job.unique_states),
+        t.cancel_mark(),
+    ]
+
+
+@statement
+def _lost(t: Tables) -> sa.Executable:
+    job, client = t.job.c, t.client.c
+    after = at_us(integer_param("after"))
+    twin = sa.exists().where(
+        client.client_id == text_param("client_id"),
+        client.incarnation != sa.cast(text_param("incarnation"), sa.Uuid()),
+        client.seen_at >= after - later(integer_param("grace")),
+    )
+    # A CASE, as in the fence: only the state and the queue are for an index, the fetching one.
+    claimed = sa.and_(
+        job.attempted_at > after,
+        job.attempted_at < at_us(integer_param("before")),
+        job.attempted_at >= now_param() - later(integer_param("from_ago")),
+        job.attempted_at <= now_param() - later(integer_param("to_ago")),
+        job.attempted_by[catalog.cardinality(job.attempted_by)] == text_param("client_id"),
+        t.cancel_mark().is_(sa.null()),
+    )
+    return (
+        sa.select(*_claimed_columns(t))
+        .where(
+            job.state == t.state(JobState.RUNNING),
+            job.queue == text_param("queue"),
+            sa.case((claimed, sa.true()), else_=sa.false()),
+            sa.not_(twin),
         )
+        .order_by(job.priority, job.scheduled_at, job.id)
+        .limit(integer_param("limit"))
     )
 
 

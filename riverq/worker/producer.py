@@ -18,7 +18,8 @@ then waiting would only leave a backlog unworked.
 limit all the same, since a connection that died silently would otherwise end all fetching.
 
 **The connection dies between claim and answer.** The rows are then `running` under our name, and nobody knows them.
-They are the rescuer's: no client could tell them from rows whose worker thread still runs.
+They are found again and worked (`lost_claims`), also while the queue is paused: they were claimed before. A client that
+is stopped while there may be such rows keeps its row in the registry, so that they are rescued as a dead client's.
 
 **Another configuration** (`reconfigure`) holds from the next claim on, which it brings about. Where it allows fewer
 jobs than run, nothing is claimed until enough have ended; no job is ended for it.
@@ -37,7 +38,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -50,12 +50,14 @@ from riverq.service.context import ServiceContext
 from riverq.service.service import Service
 from riverq.service.testsignal import TestSignal
 from riverq.state import SHORT_WAIT
-from riverq.validation import duration, fail, integer
+from riverq.validation import fail
 from riverq.worker.cancellation import CancelReason
 from riverq.worker.claim_watch import ClaimWatch
 from riverq.worker.context import RunContext
 from riverq.worker.executor import Executor
 from riverq.worker.fetch_limiter import FetchLimiter
+from riverq.worker.lost_claims import LostClaims
+from riverq.worker.producer_config import ProducerConfig, ProducerStats
 from riverq.worker.remote_control import RemoteControl
 from riverq.worker.slots import Slots
 from riverq.worker.waiting import wait_first
@@ -68,49 +70,6 @@ END_GRACE = 2.0
 
 LEAST_JITTER = 0.01
 """Seconds by which polls differ at least."""
-
-_MILLISECOND = timedelta(milliseconds=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProducerConfig:
-    """How one queue is worked.
-
-    - `fetch_cooldown`: the least time between two claims, see the module. `fetch_eager` allows the exception.
-    - `fetch_only_known_kinds`: leave jobs of kinds without a worker to other clients.
-    - `fetch_poll_interval`: how often to look when nothing is heard.
-    - `fetch_timeout`: how long one claim may take.
-    - `max_workers`: how many jobs run at once.
-    """
-
-    queue: str
-    max_workers: int
-    fetch_cooldown: timedelta = timedelta(milliseconds=100)
-    fetch_eager: bool = True
-    fetch_only_known_kinds: bool = False
-    fetch_poll_interval: timedelta = timedelta(seconds=1)
-    fetch_timeout: timedelta = timedelta(seconds=10)
-
-    def __post_init__(self) -> None:
-        integer("max_workers", self.max_workers, 1, 10_000)
-        duration("fetch_cooldown", self.fetch_cooldown, _MILLISECOND)
-        duration("fetch_poll_interval", self.fetch_poll_interval, _MILLISECOND)
-        duration("fetch_timeout", self.fetch_timeout, _MILLISECOND)
-
-
-@dataclass(slots=True)
-class ProducerStats:
-    """Counters since the producer was made; `running`, `stuck` and `paused` are as of now."""
-
-    queue: str
-    max_workers: int
-    claims: int = 0
-    claimed: int = 0
-    ended: int = 0
-    failed_claims: int = 0
-    running: int = 0
-    stuck: int = 0
-    paused: bool = False
 
 
 class Producer(Service):
@@ -135,6 +94,7 @@ class Producer(Service):
         self._limiter = FetchLimiter(ctx, config.fetch_cooldown)
         self._claim_watch = ClaimWatch(ctx, config.queue, lambda: executor.kinds)
         self._slots = Slots(config.max_workers)
+        self.lost_claims = LostClaims(ctx, db, config.queue)
         self._stuck = executor.stuck
         self.control = RemoteControl(
             ctx, db, notifier, queue=config.queue, runs=self._slots.runs, on_pause=self._pause_changed
@@ -149,7 +109,7 @@ class Producer(Service):
         self._told_to_end: CancelReason | None = None
         self._slots_wanted = False
         self.claim_was_cut = False
-        """Whether a hard end cut a claim off: rows may be running that nobody here knows of."""
+        """Whether a claim was cut off by a hard end, or lost: rows may be running that nobody here knows of."""
         self._backlog = False
         self._unsubscribe: Callable[[], None] | None = None
         self._stats = ProducerStats(config.queue, config.max_workers)
@@ -217,6 +177,7 @@ class Producer(Service):
         self._told_to_end = None
         self.claim_was_cut = False
         await self.control.begin()
+        self.lost_claims.begin(self.control.touched_at)
         if self._notifier is not None:
             self._unsubscribe = self._notifier.subscribe(Topic.INSERT, self._heard_insert, on_gap=self.trigger)
 
@@ -236,7 +197,7 @@ class Producer(Service):
             await self._stop.wait()
             self._limiter.trigger_now()  # so that a fetch loop at rest sees the stop
             await self._wait_or_leave(fetching)
-            self.claim_was_cut = fetching.cancelled()
+            self.claim_was_cut = fetching.cancelled() or self.lost_claims.may_be
             self._limiter.stop_timers()
             if self._slots.tasks:
                 self.waiting_for_jobs.signal(len(self._slots.tasks))
@@ -310,7 +271,11 @@ class Producer(Service):
     async def _fetch_until_stopped(self) -> None:
         while not self._stop.is_set():
             await self._limiter.wait()
-            if self._stop.is_set() or self.control.paused:
+            if self._stop.is_set():
+                continue
+            if self.lost_claims.is_due and self._slots.free > 0:
+                await self._work_lost_claims()
+            if self.control.paused:
                 continue
             free = self._slots.free
             if free <= 0:
@@ -329,6 +294,7 @@ class Producer(Service):
 
     async def _claim(self, limit: int) -> list[ClaimedRow]:
         self.control.claim_begins()
+        self.lost_claims.sent()
         claim: Callable[..., list[ClaimedRow]] = job_get_available
         if self._config.fetch_only_known_kinds:
             claim = self._claim_watch.around(claim)
@@ -337,12 +303,41 @@ class Producer(Service):
                 rows = await self._db.run_single(claim, client_id=self.ctx.client_id, queue=self.queue, limit=limit)
         except TimeoutError as error:
             raise UnavailableError(f"the claim took longer than {self._config.fetch_timeout}") from error
+        self.lost_claims.answered(rows)
         self._stats.claims += 1
         self._stats.claimed += len(rows)
         return rows
 
+    async def _work_lost_claims(self) -> None:
+        """Rows of claims that were committed and never answered are as good as claimed now."""
+        self.control.claim_begins()
+        try:
+            rows = await self.lost_claims.look(min(self._slots.free, LARGEST_CLAIM))
+        except Exception as error:  # noqa: BLE001  # they are looked for again
+            self.ctx.log.warning(
+                "%s: Could not look for lost claims (queue=%s, error=%s)", self.name, self.queue, error
+            )
+            rows = []
+        if rows:
+            self.ctx.log.warning(
+                "%s: Found jobs of a claim whose answer was lost, and works them (queue=%s, num_jobs=%d)",
+                self.name,
+                self.queue,
+                len(rows),
+            )
+            self._stats.claimed += len(rows)
+        await self._begin(rows)
+        self._look_later()
+
+    def _look_later(self) -> None:
+        wait = self.lost_claims.next_look
+        if wait is not None:
+            self._limiter.trigger_in(wait)
+
     def _claim_failed(self, error: Exception) -> None:
         self.control.claim_ends(())
+        self.lost_claims.unanswered()
+        self._look_later()
         self._stats.failed_claims += 1
         self.ctx.log.warning("%s: Could not claim jobs (queue=%s, error=%s)", self.name, self.queue, error)
         self.claimed.signal(-1)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from riverq.database import Database
 from riverq.notification import Topic, parse_control
@@ -86,6 +86,8 @@ class RemoteControl:
         self.on_change: Callable[[Queue], None] | None = None
         self.interval = timedelta(seconds=2)
         self.paused = False
+        self.touched_at: datetime | None = None
+        """When the queue's row was last touched, by the database; None before."""
         self.read: TestSignal[bool] = TestSignal()
         self.checked: TestSignal[int] = TestSignal()
         self._wake = asyncio.Event()
@@ -102,6 +104,7 @@ class RemoteControl:
     async def begin(self) -> None:
         """Listen, then make the queue's row and read it, in this order. Raises what the database raises."""
         self._ended = self._was_read = False
+        self.touched_at = None
         if self._notifier is not None:
             self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self.look_at_everything)
         self._look_due = self._ctx.clock.monotonic() + LOOK_INTERVAL.total_seconds()
@@ -210,6 +213,7 @@ class RemoteControl:
             self._read_due, self._touch_due = True, now + TOUCH_AGAIN.total_seconds()
             raise
         self._touch_due = now + TOUCH_INTERVAL.total_seconds()
+        self.touched_at = queue.updated_at
         self._set_queue(queue)
 
     def _set_queue(self, queue: Queue) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from riverq.query import job_rescue, orphans
+from riverq.query import job_fetch, job_rescue, orphans
 from riverq.query.array import integer_array, text_array
 from riverq.query.job_rescue import RunFence
 from riverq.query.statement import microseconds
@@ -96,6 +96,18 @@ def test_known_runs_are_found_by_their_primary_key(mostly_done: psycopg.Connecti
     assert {node["Index Name"] for node in on_jobs(nodes)} == {"river_job_pkey"}, nodes
     assert nodes[0]["Actual Rows"] == (0 if name == "living" else RUNNING)
     assert max(map(rows_read, on_jobs(nodes))) <= RUNNING
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_looking_for_lost_claims_reads_the_running_jobs_only(mostly_done: psycopg.Connection[Any], mode: str) -> None:
+    claimant = {"client_id": "client 1", "incarnation": LEADER, "grace": 0, "queue": "default"}
+    ago = {"from_ago": 10**16, "to_ago": 0, "now": None}
+    with mostly_done.transaction(force_rollback=True):
+        mostly_done.execute("DELETE FROM riverq_client WHERE client_id = 'client 1'")
+        nodes = plan(mostly_done, job_fetch._lost, mode, **claimant, after=0, before=10**15, **ago, limit=10)
+    assert nodes[0]["Actual Rows"] == RUNNING // CLIENTS
+    assert {node["Node Type"] for node in on_jobs(nodes)} <= {"Index Scan", "Bitmap Heap Scan"}, nodes
+    assert max(rows_read(node) for node in on_jobs(nodes)) <= RUNNING
 
 
 @pytest.mark.parametrize("mode", MODES)

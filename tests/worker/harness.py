@@ -29,13 +29,16 @@ from riverq.worker.completer import Completer, CompleterConfig
 from riverq.worker.context import RunContext, Surroundings
 from riverq.worker.executor import Executor, ExecutorConfig
 from riverq.worker.outcome import Finished
-from riverq.worker.producer import Producer, ProducerConfig
+from riverq.worker.producer import Producer
+from riverq.worker.producer_config import ProducerConfig
 from riverq.worker.settlement import Settled
 
 Raw = Job[dict[str, Any]]
 NEVER = timedelta(hours=1)
 SHORT = timedelta(milliseconds=20)
 ERROR = json.dumps({"at": "2026-01-01T00:00:00Z", "attempt": 1, "error": "x", "trace": ""})
+
+INCARNATION = "00000000-0000-4000-8000-000000000001"
 
 CLAIMED = ClaimedRow(
     id=7,
@@ -197,6 +200,7 @@ class House:
     def producer(self, notifier: Notifier | None = None, **config: Any) -> Producer:
         settings = {"queue": "default", "max_workers": 10, **config}
         producer = Producer(self.ctx, self.db, notifier, self.executor(), ProducerConfig(**settings))
+        producer.lost_claims.incarnation = lambda: INCARNATION
         producer.claimed.watch()
         producer.control.read.watch()
         producer.control.checked.watch()

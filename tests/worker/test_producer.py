@@ -14,7 +14,7 @@ from riverq.notification import insert_payload
 from riverq.query.job_fetch import ClaimedRow, job_get_available
 from riverq.worker import producer as producer_module
 from riverq.worker import remote_control
-from riverq.worker.producer import ProducerConfig
+from riverq.worker.producer_config import ProducerConfig
 from tests.service.stress import stress_start_stop
 from tests.worker.harness import NEVER, Blocking, House, Raw, run_sql, until
 

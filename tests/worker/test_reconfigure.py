@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from riverq.errors import ConfigError
-from riverq.worker.producer import ProducerConfig
+from riverq.worker.producer_config import ProducerConfig
 from tests.worker.harness import NEVER, Blocking, House
 
 ONE = timedelta(milliseconds=1)

@@ -1,0 +1,115 @@
+"""Rows that a client claimed, found again by when they were claimed: exactly those, as the claim returned them."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from riverq.job import JobState
+from riverq.query.client_registry import client_register
+from riverq.query.job_fetch import Claimant, ClaimedRow, ClaimGap, job_get_lost
+from tests.query.arrange import CLAIMED_AT, CLAIMED_US, DEFAULT_MASK, ME, Caller, Table
+
+MINE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))
+CLAIMANT = Claimant(ME, MINE, timedelta(seconds=30))
+FAR = timedelta(days=99_999)
+ERROR = {"at": "2026-01-01T00:00:00Z", "attempt": 1, "error": "x", "trace": ""}
+
+
+def lost(call: Caller, **options: Any) -> list[ClaimedRow]:
+    gap: dict[str, Any] = {"after_us": CLAIMED_US - 1, "before_us": None, "from_ago": FAR, "to_ago": -FAR}
+    gap |= {name: options.pop(name) for name in gap if name in options}
+    return call(job_get_lost, CLAIMANT, ClaimGap(**gap), **{"queue": "default", "limit": 100, **options})
+
+
+def lost_ids(call: Caller, **options: Any) -> list[int]:
+    return [row.id for row in lost(call, **options)]
+
+
+def test_the_rows_are_those_of_the_claim(call: Caller, table: Table) -> None:
+    rich: dict[str, Any] = {"tags": ["tag", 'a"b,c'], "errors": [ERROR], "attempt": 3, "attempted_by": ["other"]}
+    table.add(args={"a": "é", "n": 1.5}, metadata={"m": 1}, priority=3, **rich)
+    table.add(unique_key=b"\x00key", unique_states=DEFAULT_MASK, priority=2)
+    table.add()
+    claimed = call.claim(now=CLAIMED_AT + timedelta(days=9999))
+    assert len(claimed) == 3
+    assert lost(call) == claimed
+
+
+@pytest.mark.parametrize(
+    "setting", ["datestyle = 'German, DMY'", "intervalstyle = 'sql_standard'", "timezone = '-13:17'"]
+)
+def test_settings_of_the_session_change_nothing(call: Caller, table: Table, setting: str) -> None:
+    table.add()
+    claimed = call.claim(now=CLAIMED_AT + timedelta(days=9999))
+
+    def set_and_look(conn: sa.Connection, schema: str) -> list[ClaimedRow]:
+        conn.exec_driver_sql(f"SET LOCAL {setting}")
+        conn.exec_driver_sql("SET LOCAL search_path = pg_temp")
+        us = claimed[0].attempted_at_us
+        return job_get_lost(conn, schema, CLAIMANT, ClaimGap(us - 1, us + 1, FAR, -FAR), queue="default", limit=1)
+
+    assert call(set_and_look) == claimed
+
+
+def test_only_its_own_running_rows_of_the_queue(call: Caller, table: Table) -> None:
+    mine = table.add_running().job_id
+    later_mine = table.add_running(attempted_by=["other", ME]).job_id
+    table.add_running(attempted_by=["other"])
+    table.add_running(attempted_by=[ME, "other"])
+    table.add_running(attempted_by=None)
+    table.add_running(queue="other")
+    table.add_running(metadata={"cancel_attempted_at": "2026-01-01T00:00:00Z"})
+    for state in JobState:
+        if state is not JobState.RUNNING:
+            table.add(state=state.value, attempted_at=CLAIMED_AT, attempted_by=[ME])
+    assert lost_ids(call) == [mine, later_mine]
+
+
+def test_only_between_the_two_claims(call: Caller, table: Table) -> None:
+    mine = table.add_running().job_id
+    assert lost_ids(call, before_us=CLAIMED_US + 1) == [mine]
+    assert lost_ids(call, after_us=CLAIMED_US) == []
+    assert lost_ids(call, before_us=CLAIMED_US) == []
+    second = timedelta(seconds=1)
+    now = CLAIMED_AT + second
+    tick = timedelta(microseconds=1)
+    assert lost_ids(call, now=now, from_ago=second, to_ago=second) == [mine]
+    assert lost_ids(call, now=now, from_ago=second - tick) == []
+    assert lost_ids(call, now=now, to_ago=second + tick) == []
+
+
+def test_in_the_order_of_the_claim_and_no_more_than_asked_for(call: Caller, table: Table) -> None:
+    low = table.add_running(priority=2).job_id
+    late = table.add_running(scheduled_at=CLAIMED_AT).job_id
+    early = table.add_running(scheduled_at=CLAIMED_AT - timedelta(seconds=1)).job_id
+    assert lost_ids(call) == [early, late, low]
+    assert lost_ids(call, limit=2) == [early, late]
+
+
+def test_nothing_is_changed(call: Caller, table: Table) -> None:
+    before = table.get(table.add_running().job_id)
+    lost(call)
+    assert table.get(before["id"]) == before
+
+
+@pytest.mark.parametrize(
+    ("client_id", "incarnation", "seen_ago", "is_left"),
+    [
+        (ME, MINE, timedelta(0), False),
+        ("another", OTHER, timedelta(0), False),
+        (ME, OTHER, CLAIMANT.grace, True),
+        (ME, OTHER, CLAIMANT.grace + timedelta(microseconds=2), False),
+        (ME, OTHER, timedelta(days=-1), True),
+    ],
+)
+def test_left_where_another_incarnation_of_the_id_may_have_lived(
+    call: Caller, table: Table, client_id: str, incarnation: str, seen_ago: timedelta, *, is_left: bool
+) -> None:
+    mine = table.add_running().job_id
+    call(client_register, client_id=client_id, incarnation=incarnation, now=CLAIMED_AT - seen_ago)
+    assert lost_ids(call) == ([] if is_left else [mine])
