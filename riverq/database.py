@@ -28,6 +28,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from traceback import clear_frames
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -103,7 +104,21 @@ def translating(driver: Driver) -> Iterator[None]:
     except Exception as error:
         if not _is_of_database(error, driver):
             raise
-        raise translate(error, driver) from error
+        translated = translate(error, driver)
+        if isinstance(translated, UnavailableError):
+            _let_go(error)
+        raise translated from error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of a broken connection's error hold.
+
+    SQLAlchemy keeps the error in a frame of its own traceback, so both live until the collector comes, and with them
+    pg8000's socket, which is not closed while anybody has its file: an outage would pile up sockets.
+    """
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__  # not __context__, which may be anybody's
 
 
 def _is_of_database(error: Exception, driver: Driver) -> bool:
@@ -261,13 +276,15 @@ class Database:
             if not future.done():
                 asyncio.get_running_loop().call_later(HANG_LIMIT, line.cut)
             raise
+        finally:
+            del future  # else its error, this frame and the future hold each other, and the connection with them
 
     async def _in_a_task(self, engine: AsyncEngine, caller: Caller, work: Callable[[Connection], T]) -> T:
         """The same for an async engine. The slot is the call's until it has ended, whoever waits for it."""
         await self._slots.acquire()
         turn = Turn(engine, caller, work)
         self._shared.turns.add(turn)
-        turn.task.add_done_callback(lambda _: self._turn_ended(turn))
+        turn.task.add_done_callback(partial(self._turn_ended, turn))
         try:
             await asyncio.wait({turn.task})
         except asyncio.CancelledError:
@@ -277,9 +294,12 @@ class Database:
             raise
         if turn.task.cancelled():  # raised as it is, it would look like the caller's own cancellation
             raise UnavailableError("the statement under way was cut short, as a stop does with one that hangs")
-        return turn.task.result()
+        try:
+            return turn.task.result()
+        finally:
+            del turn  # as above
 
-    def _turn_ended(self, turn: Turn[Any]) -> None:
+    def _turn_ended(self, turn: Turn[Any], _task: asyncio.Task[Any]) -> None:
         self._shared.turns.discard(turn)
         self._slots.release()
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import socket
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -21,8 +25,8 @@ from tests.fix_database import EngineMaker
 LONG = 20.0
 
 
-def one(conn: sa.Connection, _schema: str) -> Any:
-    return conn.execute(sa.text("SELECT 1")).scalar()
+def one(conn: sa.Connection, _schema: str, what: str = "1") -> Any:
+    return conn.execute(sa.text(f"SELECT {what}")).scalar()
 
 
 async def test_a_call_whose_answer_is_swallowed_gives_its_slot_back(
@@ -43,6 +47,35 @@ async def test_a_call_whose_answer_is_swallowed_gives_its_slot_back(
             assert await within(LONG, "the call after it", database.run(one)) == 1
         finally:
             await database.close()
+
+
+@pytest.mark.own_session("the server's end of the connection that the client has")
+async def test_a_broken_connection_leaves_no_socket_for_the_collector(
+    adapter: str, make_engine: EngineMaker, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An outage must not pile up sockets."""
+    caplog.set_level(logging.CRITICAL, "sqlalchemy.pool")  # a goodbye that fails is logged, and kept, with its frames
+    engine = make_engine(adapter, pool_size=1, max_overflow=0)
+    database = Database(engine, load_driver(engine), schema="any", slots=1, owns_engine=False)
+    gc.collect()
+    gc.disable()
+    try:
+        before = open_sockets()
+        for _ in range(3):
+            pid = await database.run(one, "pg_backend_pid()")
+            with psycopg.connect(database_url) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+            with pytest.raises(UnavailableError):
+                await database.run(one)
+        assert open_sockets() <= before
+    finally:
+        gc.enable()
+        await database.close()
+
+
+def open_sockets() -> int:
+    """Of this process."""
+    return sum(Path(path).is_socket() for path in Path("/proc/self/fd").iterdir())
 
 
 def test_a_line_that_was_cut_before_the_call_had_its_connection_is_shut_as_soon_as_it_has() -> None:

@@ -40,7 +40,10 @@ async def within(seconds: float, what: str, operation: Coroutine[Any, Any, T]) -
     if done:
         if task.cancelled():  # by itself: raised here it would look like the caller's own, and end the caller's task
             raise UnavailableError(f"{what} was cut short")
-        return task.result()
+        try:
+            return task.result()
+        finally:
+            del task, done  # else its error, this frame and the task hold each other until the collector comes
     task.cancel()
     _forget(task)
     raise OperationTimeoutError(f"{what} took longer than {seconds:.3g} s")
