@@ -15,9 +15,9 @@ touch the connection after it has gone back to the pool.
                  takes all slots from claims and completions
 
 Cancelling the task that awaits: the function under way runs to its end, its transaction is rolled back instead of
-committed (a single statement, or a COMMIT under way, stands), and its connection goes back to the pool. If it has not
-ended two seconds later it hangs: on an async engine the adapter cancels the statement (`riverq.driver.turn` says why
-not at once), on a sync engine the connection is cut. Neither leaks a connection or a slot.
+committed (a single statement, or a COMMIT under way, stands), and its connection and slots are free then. What has not
+begun does not begin. If it has not ended two seconds later it hangs, and its connection is cut. No cancel request is
+ever sent: `riverq.driver.turn` says why.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from traceback import clear_frames
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -37,9 +36,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from riverq.driver import AnyEngine, Driver
-from riverq.driver.failures import translate
+from riverq.driver.failures import let_go, translate
 from riverq.driver.line import Line
-from riverq.driver.turn import Caller, Turn
+from riverq.driver.turn import Caller, Held, Turn
 from riverq.errors import RiverqError, UnavailableError, UsageError
 from riverq.threads import DaemonThreads
 
@@ -106,19 +105,8 @@ def translating(driver: Driver) -> Iterator[None]:
             raise
         translated = translate(error, driver)
         if isinstance(translated, UnavailableError):
-            _let_go(error)
+            let_go(error)
         raise translated from error
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Free what the frames of a broken connection's error hold.
-
-    SQLAlchemy keeps the error in a frame of its own traceback, so both live until the collector comes, and with them
-    pg8000's socket, which is not closed while anybody has its file: an outage would pile up sockets.
-    """
-    while error is not None:
-        clear_frames(error.__traceback__)
-        error = error.__cause__  # not __context__, which may be anybody's
 
 
 def _is_of_database(error: Exception, driver: Driver) -> bool:
@@ -226,6 +214,8 @@ class Database:
         await self._end_turns()
         if self._owns_engine:
             self._shared.disposed = True
+            for turn in self._shared.turns:
+                turn.is_last = True
             end = asyncio.ensure_future(self._dispose())
             await asyncio.wait({end}, timeout=CLOSE_LIMIT)
             end.cancel()
@@ -251,40 +241,42 @@ class Database:
     async def _run(
         self, how: Callable[[Caller, Callable[[Connection], T], Connection], T], call: Callable[[Connection], T]
     ) -> T:
-        if self._shared.closed:
-            raise UsageError("the client's database was closed (its client was stopped)")
-        if self._outer is not None:
-            async with self._slots:
-                return await self._outer._run(how, partial(_checked, self._check, call))
+        self._check_open()
+        lane, slots = self, []
+        while lane._outer is not None:
+            slots.append(lane._slots)
+            call, lane = partial(_checked, lane._check, call), lane._outer
         caller = Caller()
         with translating(self.driver):
             if isinstance(self.engine, AsyncEngine):
                 self._check_loop()
-                return await self._in_a_task(self.engine, caller, partial(how, caller, call))
-            return await self._on_a_thread(self.engine, caller, partial(how, caller, call))
+                turn_slots = Held(*slots, lane._slots)
+                return await self._in_a_task(self.engine, caller, partial(how, caller, call), turn_slots)
+            return await lane._on_a_thread(self.engine, caller, partial(how, caller, call), Held(*slots))
 
-    async def _on_a_thread(self, engine: Engine, caller: Caller, work: Callable[[Connection], T]) -> T:
+    async def _on_a_thread(self, engine: Engine, caller: Caller, work: Callable[[Connection], T], held: Held) -> T:
         """One hop. A call that nobody waits for any more gets a moment to end; then its connection is cut."""
-        line = Line()
+        await self._take(held)
+        line, loop = Line(), asyncio.get_running_loop()
         future = self._threads.submit(self._on_thread, engine, work, line)
         self._shared.running[future] = line
-        future.add_done_callback(lambda ended: self._shared.running.pop(ended, None))
+        future.add_done_callback(partial(self._thread_ended, loop, held))
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             caller.is_gone = True
             if not future.done():
-                asyncio.get_running_loop().call_later(HANG_LIMIT, line.cut)
+                loop.call_later(HANG_LIMIT, line.cut)
             raise
         finally:
             del future  # else its error, this frame and the future hold each other, and the connection with them
 
-    async def _in_a_task(self, engine: AsyncEngine, caller: Caller, work: Callable[[Connection], T]) -> T:
-        """The same for an async engine. The slot is the call's until it has ended, whoever waits for it."""
-        await self._slots.acquire()
-        turn = Turn(engine, caller, work)
+    async def _in_a_task(self, engine: AsyncEngine, caller: Caller, work: Callable[[Connection], T], held: Held) -> T:
+        """The same for an async engine."""
+        await self._take(held)
+        turn = Turn(engine, caller, work, self.driver.fileno)
         self._shared.turns.add(turn)
-        turn.task.add_done_callback(partial(self._turn_ended, turn))
+        turn.task.add_done_callback(partial(self._turn_ended, turn, held))
         try:
             await asyncio.wait({turn.task})
         except asyncio.CancelledError:
@@ -292,23 +284,34 @@ class Database:
             turn.task.add_done_callback(_read_error)
             asyncio.get_running_loop().call_later(HANG_LIMIT, turn.cut)
             raise
-        if turn.task.cancelled():  # raised as it is, it would look like the caller's own cancellation
+        if turn.was_dropped:  # raised as it is, it would look like the caller's own cancellation
             raise UnavailableError("the statement under way was cut short, as a stop does with one that hangs")
         try:
             return turn.task.result()
         finally:
             del turn  # as above
 
-    def _turn_ended(self, turn: Turn[Any], _task: asyncio.Task[Any]) -> None:
-        self._shared.turns.discard(turn)
-        self._slots.release()
+    async def _take(self, held: Held) -> None:
+        """The slots are the call's until it has ended, whoever waits for it."""
+        await held.take()
+        if self._shared.closed:
+            held.release()
+            self._check_open()
 
-    def _on_thread(
-        self,
-        engine: Engine,
-        work: Callable[[Connection], T],
-        line: Line,
-    ) -> T:
+    def _check_open(self) -> None:
+        if self._shared.closed:
+            raise UsageError("the client's database was closed (its client was stopped)")
+
+    def _turn_ended(self, turn: Turn[Any], held: Held, _task: asyncio.Task[Any]) -> None:
+        self._shared.turns.discard(turn)
+        held.release()
+
+    def _thread_ended(self, loop: asyncio.AbstractEventLoop, held: Held, ended: Future[Any]) -> None:
+        self._shared.running.pop(ended, None)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits for a slot
+            loop.call_soon_threadsafe(held.release)
+
+    def _on_thread(self, engine: Engine, work: Callable[[Connection], T], line: Line) -> T:
         with engine.connect() as conn:
             line.hold(self.driver.fileno(conn.connection.driver_connection))
             try:
@@ -337,6 +340,7 @@ class Database:
     # -- how it runs: both on the sync face of a connection
 
     def _in_transaction(self, caller: Caller, call: Callable[[Connection], T], conn: Connection) -> T:
+        caller.check()
         if self._must_set_isolation(conn):
             conn = conn.execution_options(isolation_level=_ISOLATION)
         with conn.begin():
@@ -344,12 +348,13 @@ class Database:
             caller.check()
             return result
 
-    def _without_transaction(self, _caller: Caller, call: Callable[[Connection], T], conn: Connection) -> T:
+    def _without_transaction(self, caller: Caller, call: Callable[[Connection], T], conn: Connection) -> T:
         """AUTOCOMMIT by the DBAPI's own attribute, which all adapters have and which costs no round trip.
 
         SQLAlchemy's execution option ends in the same attribute, but saves next to nothing: setting it and resetting
         it took as long as BEGIN and COMMIT do (psycopg 145 µs against 269, asyncpg 269 against 301).
         """
+        caller.check()
         raw: Any = conn.connection.dbapi_connection
         usual = raw.autocommit
         if usual:

@@ -1,8 +1,10 @@
 """A PgBouncer that is watched: when it ends it comes back on its port, as systemd would have it, and why is recorded.
 
-PgBouncer 1.18 to 1.20 ends itself when the server sends anything at all on a connection whose cancel request is still
-on its way: a notification to a LISTEN that some client left there is enough. asyncpg and psycopg send cancel requests
-whenever a task is cancelled in the middle of a statement, so any test may meet it, and none is to blame. Debian 12 has
+Cancel requests end PgBouncer in two ways. 1.18 to 1.20 ends itself when the server sends anything at all on a
+connection whose cancel request is still on its way (issue 822): a notification to a LISTEN that some client left there
+is enough. Since 1.18 it also does when the client closes the request's own connection before the answer (issue 801), as
+asyncpg may; no release is known to us that mends it. asyncpg and psycopg send cancel requests whenever a task is
+cancelled in the middle of a statement, so any test that does that may meet it, and none is to blame. Debian 12 has
 1.18. Every other end is somebody's fault, of the tests' as likely as of ours.
 """
 
@@ -28,8 +30,16 @@ PATIENCE_SECONDS = 2.0
 """For the end of a process that does not answer any more."""
 TAIL_LINES = 40
 
-_BUG = re.compile(r" FATAL @src/server\.c:\d+ in function server_proto\(\): server_proto: server in bad state: 11$")
-_BUGGY = ((1, 18), (1, 21))
+_BUGS = (
+    (
+        re.compile(r" FATAL @src/server\.c:\d+ in function server_proto\(\): server_proto: server in bad state: 11$"),
+        ((1, 18), (1, 21)),
+    ),
+    (
+        re.compile(r" FATAL @src/objects\.c:\d+ in function disconnect_client\(\): bad client state: 0$"),
+        ((1, 18), (2, 0)),
+    ),
+)
 """From this version on, and up to but not including that one."""
 _VERSION = re.compile(r" process up: PgBouncer (\d+)\.(\d+)")
 
@@ -43,15 +53,17 @@ class Death:
 
     @property
     def is_known(self) -> bool:
-        """Whether it was the bug, by the last line that it wrote, in a version that has it."""
-        version = _VERSION.search(self.log)
-        lines = self.log.splitlines() or [""]
-        has_bug = version is not None and _BUGGY[0] <= (int(version[1]), int(version[2])) < _BUGGY[1]
-        return has_bug and _BUG.search(lines[-1]) is not None
+        """Whether it was one of the bugs, by the last line that it wrote, in a version that has it."""
+        found = _VERSION.search(self.log)
+        if found is None:
+            return False
+        version = (int(found[1]), int(found[2]))
+        last = self.log.splitlines()[-1]
+        return any(first <= version < mended and line.search(last) for line, (first, mended) in _BUGS)
 
     def __str__(self) -> str:
         if self.is_known:
-            return "PgBouncer died of the bug that it has up to 1.20, when a statement was cancelled"
+            return "PgBouncer died of a bug that it has, when a statement was cancelled"
         tail = "\n".join(self.log.splitlines()[-TAIL_LINES:])
         return f"PgBouncer ended (exit code {self.code}), not of the bug that is known. Its log:\n{tail}"
 

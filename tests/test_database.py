@@ -247,6 +247,43 @@ async def test_a_cancelled_transaction_is_not_committed_and_keeps_its_connection
         assert await database.run(raw) is connection
 
 
+async def test_what_was_given_up_before_it_began_does_not_begin(opened: Open) -> None:
+    """It waits for the pool's only connection while its caller goes."""
+    database = opened(slots=1, pool_size=1, max_overflow=0)
+    begun: list[str] = []
+
+    def begin(_conn: sa.Connection, schema: str) -> None:
+        begun.append(schema)
+
+    for run in (database.run, database.run_single):
+        async with holding(database.engine, "SELECT 1"):
+            task = asyncio.create_task(run(begin))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await run(statement, "SELECT 1") == 1
+    assert not begun
+
+
+@pytest.mark.parametrize("adapter", ASYNC_ADAPTERS)
+async def test_who_waits_for_a_slot_when_it_is_closed_is_told(
+    opened: Open, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(riverq.database, "CLOSE_LIMIT", 0.05)
+    database, other = opened(slots=1), opened(owns_engine=False)
+    async with holding(other.engine, LOCK):
+        first = asyncio.create_task(database.run(statement, LOCK))
+        second = asyncio.create_task(database.run(statement, "SELECT 1"))
+        await asyncio.sleep(0)
+        await database.close()
+        with pytest.raises(UnavailableError):
+            await first
+        with pytest.raises(UsageError, match="closed"):
+            await second
+
+
 @pytest.mark.parametrize("adapter", ASYNC_ADAPTERS)
 def test_belongs_to_one_event_loop(adapter: str, database_url: str) -> None:
     engine = new_engine(database_url, adapter)

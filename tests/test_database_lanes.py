@@ -80,6 +80,30 @@ async def test_share_takes_so_many_slots_at_most_and_leaves_the_others(
     assert blocked.begun == 4
 
 
+async def test_a_call_that_was_given_up_keeps_its_slot_of_the_share_until_it_ends(
+    database: Database, app: AnyEngine
+) -> None:
+    """Else one upkeep after the other, each given up by its caller, would take all slots from claims."""
+    lane = database.share(1)
+    blocked = Blocked()
+    async with holding(app, LOCK):
+        for begun in range(1, 3):
+            task = asyncio.create_task(lane.run(blocked))
+            if begun == 1:
+                await blocked.until(1)
+            else:
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        async with asyncio.timeout(LONG):
+            assert await database.run(statement, "SELECT 1") == 1
+        assert blocked.begun == 1
+    async with asyncio.timeout(LONG):
+        assert await lane.run(statement, "SELECT 1") == 1
+
+
 async def test_share_waits_for_the_slots_of_the_lane_it_is_of(database: Database, app: AnyEngine) -> None:
     blocked, inner = Blocked(), Blocked(BESIDE)
     async with holding(app, BESIDE):

@@ -42,9 +42,10 @@ class Driver:
         """COPY `rows` of text values into `table` (quoted by the caller), inside `conn`'s transaction."""
         return copy_from(self, conn, table, columns, rows)
 
-    def fileno(self, _connection: Any) -> int | None:
-        """The descriptor of a sync connection's socket."""
-        return None  # no sync connections, and async calls end when they are cancelled
+    def fileno(self, connection: Any) -> int | None:
+        """The descriptor of a connection's socket."""
+        transport = connection._transport
+        return None if transport is None else int(transport.get_extra_info("socket").fileno())
 
     def sqlstate(self, error: BaseException) -> str | None:
         """The SQLSTATE of an asyncpg exception, plain or as SQLAlchemy re-raises it, or None."""

@@ -46,7 +46,7 @@ class Driver:
         return copy_from(self, conn, table, columns, rows)
 
     def fileno(self, connection: Any) -> int | None:
-        """The descriptor of a sync connection's socket."""
+        """The descriptor of a connection's socket."""
         return int(connection._usock.fileno())
 
     def sqlstate(self, error: BaseException) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -47,8 +46,8 @@ class Driver:
         return copy_from(self, conn, table, columns, rows)
 
     def fileno(self, connection: Any) -> int | None:
-        """The descriptor of a sync connection's socket."""
-        return int(connection.fileno()) if isinstance(connection, psycopg.Connection) else None
+        """The descriptor of a connection's socket."""
+        return int(connection.fileno())
 
     def sqlstate(self, error: BaseException) -> str | None:
         """The SQLSTATE of a psycopg exception, or None."""

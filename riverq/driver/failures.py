@@ -8,6 +8,10 @@ so two of them are looked for.
 
 from __future__ import annotations
 
+import inspect
+from contextlib import suppress
+from traceback import walk_tb
+
 from sqlalchemy import exc
 
 from riverq.driver import Driver
@@ -32,6 +36,26 @@ _CUT_AT_FIRST_WORD = (
     "pool_mode=statement cannot work; use session or transaction)"
 )
 """SQLAlchemy 2.0 does not pass on what PgBouncer said to asyncpg before it hung up."""
+
+
+_SUSPENDABLE = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def let_go(error: BaseException | None) -> None:
+    """Free what the frames of a broken connection's error hold; its causes' too.
+
+    SQLAlchemy keeps the error in a frame of its own traceback, so both live until the collector comes, and with them
+    pg8000's socket, which is not closed while anybody has its file: an outage would pile up sockets. Frames that run
+    refuse to be cleared. A suspended coroutine would be closed by it, so none is touched.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for frame, _ in walk_tb(error.__traceback__):
+            if not frame.f_code.co_flags & _SUSPENDABLE:
+                with suppress(RuntimeError):
+                    frame.clear()
+        error = error.__cause__  # not __context__, which may be anybody's
 
 
 def translate(error: BaseException, driver: Driver) -> RiverqError:

@@ -1,22 +1,25 @@
 """One call on a connection of an async engine, which outlives the caller that gives up.
 
 An adapter that is cancelled in the middle of a statement sends a cancel request, and that is nothing for every day: it
-ends PgBouncer 1.18 to 1.20 for all who use it, it costs the connection, and it comes too late for what has just been
-committed. So a call runs in a task of its own. When its caller is cancelled, the call is left to end, and what is in a
-transaction is rolled back; only a call that has not ended a moment later is `cut`.
+ends PgBouncer 1.18 to 1.20 for all who use it, in two ways, it costs the connection, and it comes too late for what has
+just been committed. So a call runs in a task of its own. When its caller is cancelled, the call is left to end, and
+what is in a transaction is rolled back. A call that has not ended a moment later is `cut`: its connection's socket is
+shut (`line`), which no adapter answers with a cancel request.
 
 States: opening → at work → closing. Opening and closing are never cut short, which would leave a connection open for
-ever. A caller that gave up during the opening has its connection closed as soon as it is there.
+ever. A connection whose caller gave up during the opening goes back to the pool as soon as it is there.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from riverq.driver.line import Line
 
 T = TypeVar("T")
 
@@ -37,14 +40,46 @@ class Caller:
             raise CallerGoneError
 
 
-class Turn(Generic[T]):
-    """A call and its task; made, and cut, in the event loop."""
+class Held:
+    """Slots that a call has until it has ended."""
 
-    def __init__(self, engine: AsyncEngine, caller: Caller, work: Callable[[Connection], T]) -> None:
+    def __init__(self, *slots: asyncio.Semaphore) -> None:
+        self._wanted = slots
+        self._taken: list[asyncio.Semaphore] = []
+
+    async def take(self) -> None:
+        """Wait for one after the other."""
+        try:
+            for slot in self._wanted:
+                await slot.acquire()
+                self._taken.append(slot)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give back what was taken."""
+        while self._taken:
+            self._taken.pop().release()
+
+
+class Turn(Generic[T]):
+    """A call and its task; made, and cut, in the event loop. `fileno` is the driver's."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        caller: Caller,
+        work: Callable[[Connection], T],
+        fileno: Callable[[Any], int | None],
+    ) -> None:
         self._engine = engine
         self._caller = caller
         self._work = work
-        self._is_at_work = False
+        self._fileno = fileno
+        self.is_last = False
+        """Set once the engine was disposed of: the pool to which the connection would go back is nobody's any more."""
+        self._at_work: Connection | None = None
         self.task = asyncio.create_task(self._run(), name="riverq.Database.turn")
 
     async def _run(self) -> T:
@@ -52,16 +87,32 @@ class Turn(Generic[T]):
         await conn.start()
         try:
             self._caller.check()
-            self._is_at_work = True
+            self._at_work = conn.sync_connection
             try:
                 return await conn.run_sync(self._work)
             finally:
-                self._is_at_work = False
+                self._at_work = None
         finally:
+            if self.is_last:
+                await conn.invalidate()
             await conn.close()
 
+    @property
+    def was_dropped(self) -> bool:
+        """Whether the task, which is done, has not done its work: cut before it, or cancelled by the adapter itself."""
+        return self.task.cancelled() or isinstance(self.task.exception(), CallerGoneError)
+
     def cut(self) -> None:
-        """Cancel the statement under way; a connection that is only being opened is closed once it is open."""
+        """End the statement under way; on a connection that is only being opened none will be sent."""
         self._caller.is_gone = True
-        if self._is_at_work:
+        conn = self._at_work
+        if conn is None or conn.invalidated:
+            return
+        fd = self._fileno(conn.connection.driver_connection)
+        if fd is None:
             self.task.cancel()
+        else:
+            line = Line()
+            line.hold(fd)
+            line.cut()
+            line.let_go()

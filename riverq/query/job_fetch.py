@@ -89,10 +89,7 @@ def job_get_available(  # noqa: PLR0913  # what a claim depends on, each by name
         result = _claim.execute(conn, schema, **given)
     else:
         result = _claim_known.execute(conn, schema, kinds=text_array(kinds), **given)
-    claimed = [ClaimedRow._make(row) for row in result]
-    # RETURNING comes in the order of the join, not of the claim.
-    claimed.sort(key=lambda row: (row.priority, row.scheduled_at_us, row.id))
-    return claimed
+    return _claimed(result)
 
 
 class Claimant(NamedTuple):
@@ -116,7 +113,7 @@ class ClaimGap(NamedTuple):
     to_ago: timedelta
 
 
-def job_get_lost(  # noqa: PLR0913  # who, when and where, each by name
+def job_claim_again(  # noqa: PLR0913  # who, when and where, each by name
     conn: sa.Connection,
     schema: str,
     claimant: Claimant,
@@ -126,13 +123,13 @@ def job_get_lost(  # noqa: PLR0913  # who, when and where, each by name
     limit: int,
     now: datetime | None = None,
 ) -> list[ClaimedRow]:
-    """Up to `limit` rows of `queue` that the claimant claimed in the gap, and that run since.
+    """Claim up to `limit` rows of `queue` once more that the claimant claimed in the gap, and that run since.
 
-    Nothing is changed. Rows with a cancel mark are left out: the one that the claim saw is not known. Nothing is found
-    where another incarnation of the same client id was alive at the time, whose rows they may be. Needs riverq's own
-    tables.
+    `attempted_at` is new, the attempt is the same. Rows that are locked are passed over. Rows with a cancel mark are
+    left out: the one that the claim saw is not known. Nothing is found where another incarnation of the same client id
+    was alive at the time, whose rows they may be. Needs riverq's own tables.
     """
-    found = _lost.rows(
+    result = _claim_again.execute(
         conn,
         schema,
         client_id=claimant.client_id,
@@ -146,7 +143,14 @@ def job_get_lost(  # noqa: PLR0913  # who, when and where, each by name
         limit=limit,
         now=stamp(now),
     )
-    return [ClaimedRow._make(row) for row in found]
+    return _claimed(result)
+
+
+def _claimed(result: sa.CursorResult[Any]) -> list[ClaimedRow]:
+    """RETURNING comes in the order of the join, not of the claim."""
+    claimed = [ClaimedRow._make(row) for row in result]
+    claimed.sort(key=lambda row: (row.priority, row.scheduled_at_us, row.id))
+    return claimed
 
 
 def claimed_job(row: ClaimedRow, *, queue: str, client_id: str) -> JobRow:
@@ -243,7 +247,7 @@ def _claimed_columns(t: Tables) -> list[sa.ColumnElement[Any]]:
 
 
 @statement
-def _lost(t: Tables) -> sa.Executable:
+def _claim_again(t: Tables) -> sa.Executable:
     job, client = t.job.c, t.client.c
     after = at_us(integer_param("after"))
     twin = sa.exists().where(
@@ -260,8 +264,8 @@ def _lost(t: Tables) -> sa.Executable:
         job.attempted_by[catalog.cardinality(job.attempted_by)] == text_param("client_id"),
         t.cancel_mark().is_(sa.null()),
     )
-    return (
-        sa.select(*_claimed_columns(t))
+    locked = (
+        sa.select(job.id)
         .where(
             job.state == t.state(JobState.RUNNING),
             job.queue == text_param("queue"),
@@ -270,6 +274,11 @@ def _lost(t: Tables) -> sa.Executable:
         )
         .order_by(job.priority, job.scheduled_at, job.id)
         .limit(integer_param("limit"))
+        .with_for_update(skip_locked=True, of=t.job)
+        .cte("locked")
+    )
+    return (
+        sa.update(t.job).values(attempted_at=now_param()).where(job.id == locked.c.id).returning(*_claimed_columns(t))
     )
 
 

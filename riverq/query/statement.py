@@ -197,11 +197,6 @@ def microseconds(duration: timedelta) -> int:
     return min(duration, _LONGEST) // _MICROSECOND
 
 
-def us_from(moment: datetime) -> int:
-    """An aware datetime as microseconds since 1970."""
-    return (moment - _EPOCH) // _MICROSECOND
-
-
 def from_us(us: int) -> datetime:
     """Microseconds since 1970 as a datetime in UTC."""
     return _EPOCH + timedelta(microseconds=us)

@@ -198,6 +198,12 @@ class Producer(Service):
             self._limiter.trigger_now()  # so that a fetch loop at rest sees the stop
             await self._wait_or_leave(fetching)
             self.claim_was_cut = fetching.cancelled() or self.lost_claims.may_be
+            if self.claim_was_cut:
+                self.ctx.log.warning(
+                    "%s: Leaves a claim that was not answered; its jobs stay running until they are rescued (queue=%s)",
+                    self.name,
+                    self.queue,
+                )
             self._limiter.stop_timers()
             if self._slots.tasks:
                 self.waiting_for_jobs.signal(len(self._slots.tasks))
@@ -273,9 +279,9 @@ class Producer(Service):
             await self._limiter.wait()
             if self._stop.is_set():
                 continue
-            if self.lost_claims.is_due and self._slots.free > 0:
+            if self.lost_claims.is_due:
                 await self._work_lost_claims()
-            if self.control.paused:
+            if self._stop.is_set() or self.control.paused:
                 continue
             free = self._slots.free
             if free <= 0:
@@ -309,23 +315,20 @@ class Producer(Service):
         return rows
 
     async def _work_lost_claims(self) -> None:
-        """Rows of claims that were committed and never answered are as good as claimed now."""
+        """Claim rows again of claims that were committed and never answered."""
+        free = self._slots.free
+        if free <= 0:
+            self._slots_wanted = True
+            return
         self.control.claim_begins()
         try:
-            rows = await self.lost_claims.look(min(self._slots.free, LARGEST_CLAIM))
+            rows = await self.lost_claims.claim_again(min(free, LARGEST_CLAIM))
         except Exception as error:  # noqa: BLE001  # they are looked for again
             self.ctx.log.warning(
                 "%s: Could not look for lost claims (queue=%s, error=%s)", self.name, self.queue, error
             )
             rows = []
-        if rows:
-            self.ctx.log.warning(
-                "%s: Found jobs of a claim whose answer was lost, and works them (queue=%s, num_jobs=%d)",
-                self.name,
-                self.queue,
-                len(rows),
-            )
-            self._stats.claimed += len(rows)
+        self._stats.claimed += len(rows)
         await self._begin(rows)
         self._look_later()
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 import riverq.database
 from riverq.errors import UnavailableError
-from riverq.query.job_fetch import ClaimedRow, job_get_available, job_get_lost
+from riverq.query.job_fetch import ClaimedRow, ClaimGap, job_claim_again, job_get_available
 from riverq.testing.driver_suite.proxy import SilentProxy
 from riverq.worker import lost_claims
 from riverq.worker import producer as producer_module
@@ -56,7 +56,7 @@ def quick(house: House, **config: Any) -> Producer:
 async def looks(producer: Producer, monkeypatch: pytest.MonkeyPatch, count: int = 2) -> None:
     """Until so many looks have begun and ended after this."""
     ended = asyncio.Semaphore(0)
-    look = producer.lost_claims.look
+    look = producer.lost_claims.claim_again
 
     async def counted(limit: int) -> list[ClaimedRow]:
         try:
@@ -65,7 +65,7 @@ async def looks(producer: Producer, monkeypatch: pytest.MonkeyPatch, count: int 
             ended.release()
 
     with monkeypatch.context() as patch:
-        patch.setattr(producer.lost_claims, "look", counted)
+        patch.setattr(producer.lost_claims, "claim_again", counted)
         async with asyncio.timeout(10):
             for _ in range(count):
                 await ended.acquire()
@@ -176,9 +176,9 @@ async def test_only_as_many_as_there_are_free_slots(
     worker = Blocking(house)
 
     def look(conn: sa.Connection, schema: str, *given: Any, **named: Any) -> list[ClaimedRow]:
-        return job_get_lost(conn, schema, *given, **named) if losing.lost == 2 else []
+        return job_claim_again(conn, schema, *given, **named) if losing.lost == 2 else []
 
-    monkeypatch.setattr(lost_claims, "job_get_lost", look)
+    monkeypatch.setattr(lost_claims, "job_claim_again", look)
     house.rows.insert(count=4)
     producer = quick(house, max_workers=2)
     await house.start(house.completer, producer)
@@ -209,13 +209,13 @@ async def test_a_cancellation_that_is_heard_during_the_look(
     worker = Blocking(house)
 
     def cancelled_meanwhile(conn: sa.Connection, schema: str, *given: Any, **named: Any) -> list[ClaimedRow]:
-        found = job_get_lost(conn, schema, *given, **named)
+        found = job_claim_again(conn, schema, *given, **named)
         for row in found:
             house.rows.cancel_running(row.id)
             producer.control._heard(f'{{"action":"cancel","job_id":{row.id},"queue":"default"}}')
         return found
 
-    monkeypatch.setattr(lost_claims, "job_get_lost", cancelled_meanwhile)
+    monkeypatch.setattr(lost_claims, "job_claim_again", cancelled_meanwhile)
     [job_id] = house.rows.insert()
     producer = quick(house)
     producer.control.interval = NEVER
@@ -256,18 +256,6 @@ async def test_where_another_client_with_this_id_lives_the_rows_may_be_its_own(
     worker.go_on.set()
 
 
-async def test_an_unregistered_client_leaves_them_to_the_rescuer(house: House, losing: Losing) -> None:
-    worker = Blocking(house)
-    house.rows.insert()
-    producer = quick(house, fetch_poll_interval=SHORT)
-    producer.lost_claims.incarnation = lambda: None
-    await house.start(house.completer, producer)
-    for _ in range(5):
-        await producer.claimed.wait()
-    assert worker.began.empty()
-    assert not producer.lost_claims.may_be
-
-
 async def test_runs_from_before_the_start_are_left(
     house: House, losing: Losing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +270,57 @@ async def test_runs_from_before_the_start_are_left(
     await looks(producer, monkeypatch)
     assert worker.began.empty()
     assert house.rows.get(earlier)["state"] == "running"
+
+
+async def test_the_second_claim_may_be_lost_like_the_first(
+    house: House, losing: Losing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Blocking(house)
+    losses: list[int] = []
+
+    def lost_again(conn: sa.Connection, schema: str, who: Any, gap: ClaimGap, **named: Any) -> list[ClaimedRow]:
+        if not losses and gap.before_us is None:  # wait for an answered claim, which ends the first gap
+            return []
+        rows = job_claim_again(conn, schema, who, gap, **named)
+        if rows and len(losses) < 2:
+            losses.append(len(rows))
+            raise UnavailableError("the connection died under the answer again")
+        return rows
+
+    monkeypatch.setattr(lost_claims, "job_claim_again", lost_again)
+    ids = house.rows.insert(count=3)
+
+    def another_that_is_answered() -> None:
+        losing.is_on = False
+        ids.extend(house.rows.insert())
+
+    losing.after = another_that_is_answered
+    producer = quick(house, fetch_poll_interval=SHORT)
+    await house.start(house.completer, producer)
+    assert sorted(await worker.wait(4)) == ids
+    assert losses == [3, 3]
+    await looks(producer, monkeypatch)
+    assert worker.began.empty()
+
+
+async def test_without_riverqs_own_tables_nothing_is_looked_for_any_more(
+    house: House, losing: Losing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Blocking(house)
+    looked: list[str] = []
+
+    def no_table(conn: sa.Connection, schema: str, *_: Any, **__: Any) -> list[ClaimedRow]:
+        looked.append(schema)
+        conn.exec_driver_sql(f'SELECT FROM "{schema}".riverq_client_that_was_dropped')
+        raise AssertionError("there is no such table")
+
+    monkeypatch.setattr(lost_claims, "job_claim_again", no_table)
+    house.rows.insert()
+    producer = quick(house)
+    await house.start(house.completer, producer)
+    await until(lambda: looked)
+    await until(lambda: not producer.lost_claims.may_be)
+    assert worker.began.empty()
 
 
 async def test_in_a_long_gap_only_what_was_claimed_when_the_claim_was_made(
@@ -341,13 +380,13 @@ async def test_a_look_that_fails_is_made_again_and_claims_go_on(
             failures.append(1)
             losing.is_on = False
             raise UnavailableError("away again")
-        return job_get_lost(conn, schema, *given, **named)
+        return job_claim_again(conn, schema, *given, **named)
 
-    monkeypatch.setattr(lost_claims, "job_get_lost", failing)
+    monkeypatch.setattr(lost_claims, "job_claim_again", failing)
     lost = house.rows.insert()
-    losing.after = lambda: claimed.extend(house.rows.insert())
-    claimed: list[int] = []
+    losing.after = lambda: after.extend(house.rows.insert())
+    after: list[int] = []
     await house.start(house.completer, quick(house))
-    assert await worker.wait() == claimed
+    assert await worker.wait() == after
     assert await worker.wait() == lost
     assert len(failures) == 3

@@ -55,14 +55,13 @@ class TestConnection:
         """An engine made by the adapter changes nothing about transactions."""
         assert await conformance.connected(lambda conn: conn.get_isolation_level()) == "READ COMMITTED"
 
-    async def test_a_sync_connection_names_its_socket(self, conformance: Conformance) -> None:
-        """By it a call that hangs in a silent network is ended from another thread; async calls are cancelled."""
+    async def test_a_connection_names_its_socket(self, conformance: Conformance) -> None:
+        """By it a call that hangs in a silent network is ended."""
 
         def script(conn: sa.Connection) -> int | None:
             return conformance.driver.fileno(conn.connection.driver_connection)
 
-        fd = await conformance.connected(script)
-        assert (fd is not None) == isinstance(conformance.driver.engine, sa.Engine)
+        assert await conformance.connected(script) is not None
 
     async def test_sets_application_name(self, conformance: Conformance) -> None:
         """Without one, a client behind PgBouncer inherits the name of the client before."""

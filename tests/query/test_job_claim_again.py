@@ -1,4 +1,4 @@
-"""Rows that a client claimed, found again by when they were claimed: exactly those, as the claim returned them."""
+"""Rows that a client claimed, claimed again by when that was: exactly those, and as the claim returned them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import sqlalchemy as sa
 
 from riverq.job import JobState
 from riverq.query.client_registry import client_register
-from riverq.query.job_fetch import Claimant, ClaimedRow, ClaimGap, job_get_lost
+from riverq.query.job_fetch import Claimant, ClaimedRow, ClaimGap, job_claim_again
+from riverq.query.job_set_state import job_complete_many
+from riverq.state import Run
 from tests.query.arrange import CLAIMED_AT, CLAIMED_US, DEFAULT_MASK, ME, Caller, Table
 
 MINE, OTHER = (str(uuid.UUID(int=number)) for number in (1, 2))
 CLAIMANT = Claimant(ME, MINE, timedelta(seconds=30))
 FAR = timedelta(days=99_999)
+LATER = CLAIMED_AT + timedelta(days=999)
 ERROR = {"at": "2026-01-01T00:00:00Z", "attempt": 1, "error": "x", "trace": ""}
 
 
 def lost(call: Caller, **options: Any) -> list[ClaimedRow]:
     gap: dict[str, Any] = {"after_us": CLAIMED_US - 1, "before_us": None, "from_ago": FAR, "to_ago": -FAR}
     gap |= {name: options.pop(name) for name in gap if name in options}
-    return call(job_get_lost, CLAIMANT, ClaimGap(**gap), **{"queue": "default", "limit": 100, **options})
+    return call(job_claim_again, CLAIMANT, ClaimGap(**gap), **{"queue": "default", "limit": 100, **options})
 
 
 def lost_ids(call: Caller, **options: Any) -> list[int]:
@@ -35,9 +38,10 @@ def test_the_rows_are_those_of_the_claim(call: Caller, table: Table) -> None:
     table.add(args={"a": "é", "n": 1.5}, metadata={"m": 1}, priority=3, **rich)
     table.add(unique_key=b"\x00key", unique_states=DEFAULT_MASK, priority=2)
     table.add()
-    claimed = call.claim(now=CLAIMED_AT + timedelta(days=9999))
+    claimed = call.claim(now=LATER)
     assert len(claimed) == 3
-    assert lost(call) == claimed
+    tick = timedelta(microseconds=1)
+    assert lost(call, now=LATER + tick) == [row._replace(attempted_at_us=row.attempted_at_us + 1) for row in claimed]
 
 
 @pytest.mark.parametrize(
@@ -45,15 +49,15 @@ def test_the_rows_are_those_of_the_claim(call: Caller, table: Table) -> None:
 )
 def test_settings_of_the_session_change_nothing(call: Caller, table: Table, setting: str) -> None:
     table.add()
-    claimed = call.claim(now=CLAIMED_AT + timedelta(days=9999))
+    [claimed] = call.claim(now=LATER)
+    gap = ClaimGap(claimed.attempted_at_us - 1, claimed.attempted_at_us + 1, FAR, -FAR)
 
     def set_and_look(conn: sa.Connection, schema: str) -> list[ClaimedRow]:
         conn.exec_driver_sql(f"SET LOCAL {setting}")
         conn.exec_driver_sql("SET LOCAL search_path = pg_temp")
-        us = claimed[0].attempted_at_us
-        return job_get_lost(conn, schema, CLAIMANT, ClaimGap(us - 1, us + 1, FAR, -FAR), queue="default", limit=1)
+        return job_claim_again(conn, schema, CLAIMANT, gap, queue="default", limit=1, now=LATER)
 
-    assert call(set_and_look) == claimed
+    assert call(set_and_look) == [claimed]
 
 
 def test_only_its_own_running_rows_of_the_queue(call: Caller, table: Table) -> None:
@@ -72,29 +76,44 @@ def test_only_its_own_running_rows_of_the_queue(call: Caller, table: Table) -> N
 
 def test_only_between_the_two_claims(call: Caller, table: Table) -> None:
     mine = table.add_running().job_id
-    assert lost_ids(call, before_us=CLAIMED_US + 1) == [mine]
     assert lost_ids(call, after_us=CLAIMED_US) == []
     assert lost_ids(call, before_us=CLAIMED_US) == []
     second = timedelta(seconds=1)
     now = CLAIMED_AT + second
     tick = timedelta(microseconds=1)
-    assert lost_ids(call, now=now, from_ago=second, to_ago=second) == [mine]
     assert lost_ids(call, now=now, from_ago=second - tick) == []
     assert lost_ids(call, now=now, to_ago=second + tick) == []
+    assert lost_ids(call, now=now, before_us=CLAIMED_US + 1, from_ago=second, to_ago=second) == [mine]
+    assert table.get(mine)["attempted_at"] == now
+    assert lost_ids(call, before_us=CLAIMED_US + 1) == []
 
 
 def test_in_the_order_of_the_claim_and_no_more_than_asked_for(call: Caller, table: Table) -> None:
     low = table.add_running(priority=2).job_id
     late = table.add_running(scheduled_at=CLAIMED_AT).job_id
     early = table.add_running(scheduled_at=CLAIMED_AT - timedelta(seconds=1)).job_id
-    assert lost_ids(call) == [early, late, low]
     assert lost_ids(call, limit=2) == [early, late]
+    assert lost_ids(call) == [early, late, low]
 
 
-def test_nothing_is_changed(call: Caller, table: Table) -> None:
-    before = table.get(table.add_running().job_id)
-    lost(call)
-    assert table.get(before["id"]) == before
+def test_only_the_time_is_changed(call: Caller, table: Table) -> None:
+    before = table.get(table.add_running(attempt=3, attempted_by=["other", ME]).job_id)
+    assert lost_ids(call, now=LATER) == [before["id"]]
+    assert table.get(before["id"]) == {**before, "attempted_at": LATER}
+
+
+def test_locked_rows_are_passed_over(call: Caller, table: Table, engine: sa.Engine) -> None:
+    locked, free = table.add_running().job_id, table.add_running().job_id
+    with engine.connect() as other:
+        other.exec_driver_sql(f'SELECT FROM "{call.schema}".river_job WHERE id = {locked} FOR UPDATE')
+        assert lost_ids(call) == [free]
+
+
+def test_a_first_run_that_is_somebodys_after_all_has_lost_its_fence(call: Caller, table: Table) -> None:
+    run = table.add_running()
+    [row] = lost(call)
+    assert call(job_complete_many, client_id=ME, runs=[run]) == []
+    assert call(job_complete_many, client_id=ME, runs=[Run(row.id, row.attempted_at_us)]) == [run.job_id]
 
 
 @pytest.mark.parametrize(
