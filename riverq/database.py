@@ -16,8 +16,7 @@ touch the connection after it has gone back to the pool.
 
 Cancelling the task that awaits: the function under way runs to its end, its transaction is rolled back instead of
 committed (a single statement, or a COMMIT under way, stands), and its connection and slots are free then. What has not
-begun does not begin. If it has not ended two seconds later it hangs, and its connection is cut. No cancel request is
-ever sent: `riverq.driver.turn` says why.
+begun does not. After two seconds it hangs, and its connection is cut; `riverq.driver.turn` says why not cancelled.
 """
 
 from __future__ import annotations
@@ -223,13 +222,11 @@ class Database:
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def _end_turns(self) -> None:
-        tasks = {turn.task for turn in self._shared.turns}
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=CLOSE_LIMIT)
-            for turn in list(self._shared.turns):
+        for _ in range(2):
+            if self._shared.turns:
+                await asyncio.wait({turn.task for turn in self._shared.turns}, timeout=CLOSE_LIMIT)
+            for turn in self._shared.turns:
                 turn.cut()
-            if late:
-                await asyncio.wait(late, timeout=CLOSE_LIMIT)
 
     # -- where it runs
 
@@ -250,15 +247,19 @@ class Database:
         with translating(self.driver):
             if isinstance(self.engine, AsyncEngine):
                 self._check_loop()
-                turn_slots = Held(*slots, lane._slots)
-                return await self._in_a_task(self.engine, caller, partial(how, caller, call), turn_slots)
+                held = Held(*slots, lane._slots)
+                return await self._in_a_task(self.engine, caller, partial(how, caller, call), held)
             return await lane._on_a_thread(self.engine, caller, partial(how, caller, call), Held(*slots))
 
     async def _on_a_thread(self, engine: Engine, caller: Caller, work: Callable[[Connection], T], held: Held) -> T:
         """One hop. A call that nobody waits for any more gets a moment to end; then its connection is cut."""
         await self._take(held)
         line, loop = Line(), asyncio.get_running_loop()
-        future = self._threads.submit(self._on_thread, engine, work, line)
+        try:
+            future = self._threads.submit(self._on_thread, engine, work, line)
+        except BaseException:  # no thread could be started
+            held.release()
+            raise
         self._shared.running[future] = line
         future.add_done_callback(partial(self._thread_ended, loop, held))
         try:

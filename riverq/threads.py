@@ -43,9 +43,9 @@ class DaemonThreads(Executor):
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"cannot run {fn!r}: the threads of {self._name} were shut down")
-            self._outstanding += 1
-            if len(self._threads) < min(self._outstanding, self._max_workers + self._lent):
+            if len(self._threads) < min(self._outstanding + 1, self._max_workers + self._lent):
                 self._start_thread()
+            self._outstanding += 1
             self._calls.put((future, context, lambda: fn(*args, **kwargs)))
         return future
 
@@ -88,8 +88,8 @@ class DaemonThreads(Executor):
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._work, name=f"{self._name}_{len(self._threads)}", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _work(self) -> None:
         while True:

@@ -1,11 +1,10 @@
 """A PgBouncer that is watched: when it ends it comes back on its port, as systemd would have it, and why is recorded.
 
-Cancel requests end PgBouncer in two ways. 1.18 to 1.20 ends itself when the server sends anything at all on a
-connection whose cancel request is still on its way (issue 822): a notification to a LISTEN that some client left there
-is enough. Since 1.18 it also does when the client closes the request's own connection before the answer (issue 801), as
-asyncpg may; no release is known to us that mends it. asyncpg and psycopg send cancel requests whenever a task is
-cancelled in the middle of a statement, so any test that does that may meet it, and none is to blame. Debian 12 has
-1.18. Every other end is somebody's fault, of the tests' as likely as of ours.
+Cancel requests end PgBouncer 1.18 to 1.20 in two ways: when the server sends anything at all on a connection whose
+cancel request is still on its way (issue 822; a notification to a LISTEN that some client left there is enough), and
+when the client closes the request's own connection before the answer (issue 801), as asyncpg may. asyncpg and psycopg
+send cancel requests whenever a task is cancelled in the middle of a statement, so any test that does that may meet it,
+and none is to blame. Debian 12 has 1.18. Every other end is somebody's fault, of the tests' as likely as of ours.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _BUGS = (
     ),
     (
         re.compile(r" FATAL @src/objects\.c:\d+ in function disconnect_client\(\): bad client state: 0$"),
-        ((1, 18), (2, 0)),
+        ((1, 18), (1, 21)),
     ),
 )
 """From this version on, and up to but not including that one."""

@@ -44,8 +44,7 @@ class Driver:
 
     def fileno(self, connection: Any) -> int | None:
         """The descriptor of a connection's socket."""
-        transport = connection._transport
-        return None if transport is None else int(transport.get_extra_info("socket").fileno())
+        return -1 if connection.is_closed() else int(connection._transport.get_extra_info("socket").fileno())
 
     def sqlstate(self, error: BaseException) -> str | None:
         """The SQLSTATE of an asyncpg exception, plain or as SQLAlchemy re-raises it, or None."""

@@ -134,7 +134,7 @@ class Driver(Protocol):
         ...
 
     def fileno(self, connection: Any) -> int | None:
-        """The descriptor of a connection's socket, from the adapter's own connection; None where there is none.
+        """The descriptor of a connection's socket, from the adapter's own connection; None where it cannot be told.
 
         riverq shuts it down when a call on it hangs and nobody waits for the call any more. Without it an async call is
         cancelled instead, and a sync one hangs for as long as the system lets it.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
@@ -108,11 +109,15 @@ class Turn(Generic[T]):
         conn = self._at_work
         if conn is None or conn.invalidated:
             return
-        fd = self._fileno(conn.connection.driver_connection)
+        try:
+            fd = self._fileno(conn.connection.driver_connection)
+        except Exception:  # noqa: BLE001  # each adapter its own: the connection is closed, and the call about to end
+            return
         if fd is None:
             self.task.cancel()
-        else:
+        elif fd >= 0:
             line = Line()
-            line.hold(fd)
-            line.cut()
+            with suppress(OSError):
+                line.hold(fd)
+                line.cut()
             line.let_go()

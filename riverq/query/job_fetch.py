@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from riverq.job import JobRow, JobState
-from riverq.query.array import text_array
+from riverq.query.array import integer_array, text_array
 from riverq.query.rows import array_json, as_hex, as_text, errors_json, mask_states, texts
 from riverq.query.statement import (
+    TIMESTAMP,
     array_param,
     at_us,
     catalog,
     from_us,
+    input_rows,
     integer_param,
     later,
     microseconds,
@@ -29,6 +31,7 @@ from riverq.query.statement import (
     us_of,
 )
 from riverq.query.tables import Tables, statement
+from riverq.state import Run
 
 _LARGEST_SMALLINT = 32767
 
@@ -113,7 +116,7 @@ class ClaimGap(NamedTuple):
     to_ago: timedelta
 
 
-def job_claim_again(  # noqa: PLR0913  # who, when and where, each by name
+def job_lost(  # noqa: PLR0913  # who, when and where, each by name
     conn: sa.Connection,
     schema: str,
     claimant: Claimant,
@@ -122,14 +125,13 @@ def job_claim_again(  # noqa: PLR0913  # who, when and where, each by name
     queue: str,
     limit: int,
     now: datetime | None = None,
-) -> list[ClaimedRow]:
-    """Claim up to `limit` rows of `queue` once more that the claimant claimed in the gap, and that run since.
+) -> list[Run]:
+    """Up to `limit` runs in `queue` that the claimant claimed in the gap, and that run since. Nothing is changed.
 
-    `attempted_at` is new, the attempt is the same. Rows that are locked are passed over. Rows with a cancel mark are
-    left out: the one that the claim saw is not known. Nothing is found where another incarnation of the same client id
-    was alive at the time, whose rows they may be. Needs riverq's own tables.
+    Jobs with a cancel mark are left out: the one that the claim saw is not known. Nothing is found where another
+    incarnation of the same client id was alive at the time, whose runs they may be. Needs riverq's own tables.
     """
-    result = _claim_again.execute(
+    found: Sequence[Any] = _lost.rows(
         conn,
         schema,
         client_id=claimant.client_id,
@@ -141,6 +143,25 @@ def job_claim_again(  # noqa: PLR0913  # who, when and where, each by name
         from_ago=microseconds(gap.from_ago),
         to_ago=microseconds(gap.to_ago),
         limit=limit,
+        now=stamp(now),
+    )
+    return [Run(row[0], row[1]) for row in found]
+
+
+def job_claim_again(
+    conn: sa.Connection, schema: str, *, client_id: str, runs: Sequence[Run], now: datetime | None = None
+) -> list[ClaimedRow]:
+    """Claim the jobs of these runs of this client once more: `attempted_at` is new, the attempt is the same.
+
+    A run that is over or was claimed again, a job that is locked, and one with a cancel mark are passed over. So the
+    statement may reach the database late, and does nothing then that its caller does not know of.
+    """
+    result = _claim_again.execute(
+        conn,
+        schema,
+        client_id=client_id,
+        id=integer_array([run.job_id for run in runs]),
+        us=integer_array([run.attempted_at_us for run in runs]),
         now=stamp(now),
     )
     return _claimed(result)
@@ -247,25 +268,25 @@ def _claimed_columns(t: Tables) -> list[sa.ColumnElement[Any]]:
 
 
 @statement
-def _claim_again(t: Tables) -> sa.Executable:
+def _lost(t: Tables) -> sa.Executable:
     job, client = t.job.c, t.client.c
-    after = at_us(integer_param("after"))
+    after, oldest = at_us(integer_param("after")), now_param() - later(integer_param("from_ago"))
     twin = sa.exists().where(
         client.client_id == text_param("client_id"),
         client.incarnation != sa.cast(text_param("incarnation"), sa.Uuid()),
-        client.seen_at >= after - later(integer_param("grace")),
+        client.seen_at >= sa.func.greatest(after, oldest, type_=TIMESTAMP) - later(integer_param("grace")),
     )
     # A CASE, as in the fence: only the state and the queue are for an index, the fetching one.
     claimed = sa.and_(
         job.attempted_at > after,
         job.attempted_at < at_us(integer_param("before")),
-        job.attempted_at >= now_param() - later(integer_param("from_ago")),
+        job.attempted_at >= oldest,
         job.attempted_at <= now_param() - later(integer_param("to_ago")),
         job.attempted_by[catalog.cardinality(job.attempted_by)] == text_param("client_id"),
         t.cancel_mark().is_(sa.null()),
     )
-    locked = (
-        sa.select(job.id)
+    return (
+        sa.select(job.id, us_of(job.attempted_at))
         .where(
             job.state == t.state(JobState.RUNNING),
             job.queue == text_param("queue"),
@@ -274,11 +295,24 @@ def _claim_again(t: Tables) -> sa.Executable:
         )
         .order_by(job.priority, job.scheduled_at, job.id)
         .limit(integer_param("limit"))
+    )
+
+
+@statement
+def _claim_again(t: Tables) -> sa.Executable:
+    given = input_rows("given", id=sa.BigInteger(), us=sa.BigInteger())
+    locked = (
+        sa.select(t.job.c.id)
+        .select_from(given.join(t.job, t.job.c.id == given.c.id))
+        .where(t.is_run(given.c.us, text_param("client_id")), t.cancel_mark().is_(sa.null()))
         .with_for_update(skip_locked=True, of=t.job)
         .cte("locked")
     )
     return (
-        sa.update(t.job).values(attempted_at=now_param()).where(job.id == locked.c.id).returning(*_claimed_columns(t))
+        sa.update(t.job)
+        .values(attempted_at=now_param())
+        .where(t.job.c.id == locked.c.id)
+        .returning(*_claimed_columns(t))
     )
 
 

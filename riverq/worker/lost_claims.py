@@ -11,9 +11,10 @@ the start, by the same clock. Runs of an earlier producer or process under the s
 narrowed to the time from sending the claim to giving it up, `MARGIN` more on either side: where nothing is claimed for
 hours, the gap would be hours, and who knows who else has this one's id by mistake.
 
-**Claimed again** they get a new `attempted_at`, and keep their attempt. So they leave the gap, the horizon and every
-other age counts from when they begin, and should their first run be somebody's after all, it has lost its fence. The
-second claim may be lost like the first; it is then a lost claim itself.
+**Claimed again**, in two steps. They are read, and then claimed by what was read, each under the fence of its lost run:
+a statement of which the answer never came may reach the database minutes later, when newer rows lie where it looked,
+and must not take those. They get a new `attempted_at`, and keep their attempt: the horizon and every other age counts
+from when they begin. The second claim may be lost like the first; it is then a lost claim itself.
 
 **When.** Soon after the failure, and again and again for `WATCH`, ever less often: a server may be away for a while, or
 slow to commit what nobody waits for any more.
@@ -33,10 +34,11 @@ from datetime import datetime, timedelta
 
 from riverq.database import Database
 from riverq.errors import SchemaError
-from riverq.query.job_fetch import Claimant, ClaimedRow, ClaimGap, job_claim_again
+from riverq.query.job_fetch import Claimant, ClaimedRow, ClaimGap, job_claim_again, job_lost
 from riverq.query.statement import to_us
 from riverq.service.context import ServiceContext
 from riverq.service.timeout import within
+from riverq.state import Run
 
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 5.0
@@ -138,21 +140,43 @@ class LostClaims:
         self._gaps.append(_Gap(self._newest_us, sent_at=self._sent_at, failed_at=now, due=now + FIRST_WAIT))
 
     async def claim_again(self, limit: int) -> list[ClaimedRow]:
-        """At most `limit` rows of the lost claim that is due. A claim itself. Raises what the database raises."""
+        """Claim at most `limit` rows of the lost claim that is due. Raises what the database raises."""
         gap = min(self._gaps, key=lambda gap: gap.due)
         gap.due = self._ctx.clock.monotonic() + gap.wait
         gap.wait = min(2 * gap.wait, LONGEST_WAIT)
-        self.sent()
         try:
-            rows = await self._look_into(gap, limit)
+            runs = await self._look_into(gap, limit)
         except SchemaError:
             self._gaps.clear()  # riverq's own tables are gone, and with them all that is known of other clients
             raise
+        if self._ctx.clock.monotonic() >= gap.failed_at + WATCH and len(runs) < limit:
+            self._gaps.remove(gap)
+        return await self._claim(runs) if runs else []
+
+    async def _look_into(self, gap: _Gap, limit: int) -> list[Run]:
+        incarnation = self.incarnation()
+        if incarnation is None:
+            return []
+        now = self._ctx.clock.monotonic()
+        from_ago = timedelta(seconds=now - gap.sent_at + MARGIN)
+        to_ago = timedelta(seconds=now - gap.failed_at - MARGIN)
+        looking = self._db.run_single(
+            job_lost,
+            Claimant(self._ctx.client_id, incarnation, self.grace),
+            ClaimGap(gap.after_us, gap.before_us, from_ago, to_ago),
+            queue=self._queue,
+            limit=limit,
+        )
+        return await within(LOOK_LIMIT, "looking for lost claims", looking)
+
+    async def _claim(self, runs: list[Run]) -> list[ClaimedRow]:
+        self.sent()
+        claiming = self._db.run_single(job_claim_again, client_id=self._ctx.client_id, runs=runs)
+        try:
+            rows = await within(LOOK_LIMIT, "claiming lost jobs again", claiming)
         except BaseException:
             self.unanswered()
             raise
-        if self._ctx.clock.monotonic() >= gap.failed_at + WATCH and len(rows) < limit:
-            self._gaps.remove(gap)
         if rows:
             self._ctx.log.warning(
                 "Producer: Claimed jobs again of a claim whose answer was lost (queue=%s, num_jobs=%d)",
@@ -161,19 +185,3 @@ class LostClaims:
             )
         self.answered(rows)
         return rows
-
-    async def _look_into(self, gap: _Gap, limit: int) -> list[ClaimedRow]:
-        incarnation = self.incarnation()
-        if incarnation is None:
-            return []
-        now = self._ctx.clock.monotonic()
-        from_ago = timedelta(seconds=now - gap.sent_at + MARGIN)
-        to_ago = timedelta(seconds=now - gap.failed_at - MARGIN)
-        looking = self._db.run_single(
-            job_claim_again,
-            Claimant(self._ctx.client_id, incarnation, self.grace),
-            ClaimGap(gap.after_us, gap.before_us, from_ago, to_ago),
-            queue=self._queue,
-            limit=limit,
-        )
-        return await within(LOOK_LIMIT, "looking for lost claims", looking)

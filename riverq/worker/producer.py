@@ -66,7 +66,7 @@ LARGEST_CLAIM = 1000
 """More rows in one claim are slower, not faster."""
 
 END_GRACE = 2.0
-"""Seconds for which a stop waits for a read under way: a cancelled one costs its connection."""
+"""Seconds for which a stop waits for a read under way."""
 
 LEAST_JITTER = 0.01
 """Seconds by which polls differ at least."""

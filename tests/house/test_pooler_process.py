@@ -31,7 +31,7 @@ HUNG_UP = (
         (UP.format("1.20.1") + BUG, True),
         (UP.format("1.17.0") + BUG, False),
         (UP.format("1.18.0") + HUNG_UP, True),
-        (UP.format("1.24.1") + HUNG_UP, True),
+        (UP.format("1.21.0") + HUNG_UP, False),
         (UP.format("1.17.0") + HUNG_UP, False),
         (UP.format("1.18.0") + HUNG_UP.replace(": 0", ": 6"), False),
         (UP.format("1.21.0") + BUG, False),

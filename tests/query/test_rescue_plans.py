@@ -104,7 +104,7 @@ def test_looking_for_lost_claims_reads_the_running_jobs_only(mostly_done: psycop
     ago = {"from_ago": 10**16, "to_ago": 0, "now": None}
     with mostly_done.transaction(force_rollback=True):
         mostly_done.execute("DELETE FROM riverq_client WHERE client_id = 'client 1'")
-        nodes = plan(mostly_done, job_fetch._claim_again, mode, **claimant, after=0, before=10**15, **ago, limit=10)
+        nodes = plan(mostly_done, job_fetch._lost, mode, **claimant, after=0, before=10**15, **ago, limit=10)
     assert nodes[0]["Actual Rows"] == RUNNING // CLIENTS
     assert {node["Node Type"] for node in on_jobs(nodes)} <= {"Index Scan", "Bitmap Heap Scan"}, nodes
     assert max(rows_read(node) for node in on_jobs(nodes)) <= RUNNING

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 
 import riverq.database
 from riverq.errors import UnavailableError
-from riverq.query.job_fetch import ClaimedRow, ClaimGap, job_claim_again, job_get_available
+from riverq.query.job_fetch import ClaimedRow, ClaimGap, job_claim_again, job_get_available, job_lost
+from riverq.state import Run
 from riverq.testing.driver_suite.proxy import SilentProxy
 from riverq.worker import lost_claims
 from riverq.worker import producer as producer_module
@@ -175,10 +176,10 @@ async def test_only_as_many_as_there_are_free_slots(
 ) -> None:
     worker = Blocking(house)
 
-    def look(conn: sa.Connection, schema: str, *given: Any, **named: Any) -> list[ClaimedRow]:
-        return job_claim_again(conn, schema, *given, **named) if losing.lost == 2 else []
+    def look(conn: sa.Connection, schema: str, *given: Any, **named: Any) -> list[Run]:
+        return job_lost(conn, schema, *given, **named) if losing.lost == 2 else []
 
-    monkeypatch.setattr(lost_claims, "job_claim_again", look)
+    monkeypatch.setattr(lost_claims, "job_lost", look)
     house.rows.insert(count=4)
     producer = quick(house, max_workers=2)
     await house.start(house.completer, producer)
@@ -278,15 +279,19 @@ async def test_the_second_claim_may_be_lost_like_the_first(
     worker = Blocking(house)
     losses: list[int] = []
 
-    def lost_again(conn: sa.Connection, schema: str, who: Any, gap: ClaimGap, **named: Any) -> list[ClaimedRow]:
+    def look(conn: sa.Connection, schema: str, who: Any, gap: ClaimGap, **named: Any) -> list[Run]:
         if not losses and gap.before_us is None:  # wait for an answered claim, which ends the first gap
             return []
-        rows = job_claim_again(conn, schema, who, gap, **named)
+        return job_lost(conn, schema, who, gap, **named)
+
+    def lost_again(conn: sa.Connection, schema: str, **given: Any) -> list[ClaimedRow]:
+        rows = job_claim_again(conn, schema, **given)
         if rows and len(losses) < 2:
             losses.append(len(rows))
             raise UnavailableError("the connection died under the answer again")
         return rows
 
+    monkeypatch.setattr(lost_claims, "job_lost", look)
     monkeypatch.setattr(lost_claims, "job_claim_again", lost_again)
     ids = house.rows.insert(count=3)
 
@@ -309,12 +314,12 @@ async def test_without_riverqs_own_tables_nothing_is_looked_for_any_more(
     worker = Blocking(house)
     looked: list[str] = []
 
-    def no_table(conn: sa.Connection, schema: str, *_: Any, **__: Any) -> list[ClaimedRow]:
+    def no_table(conn: sa.Connection, schema: str, *_: Any, **__: Any) -> list[Run]:
         looked.append(schema)
         conn.exec_driver_sql(f'SELECT FROM "{schema}".riverq_client_that_was_dropped')
         raise AssertionError("there is no such table")
 
-    monkeypatch.setattr(lost_claims, "job_claim_again", no_table)
+    monkeypatch.setattr(lost_claims, "job_lost", no_table)
     house.rows.insert()
     producer = quick(house)
     await house.start(house.completer, producer)
@@ -375,14 +380,14 @@ async def test_a_look_that_fails_is_made_again_and_claims_go_on(
     worker = Blocking(house)
     failures: list[int] = []
 
-    def failing(conn: sa.Connection, schema: str, *given: Any, **named: Any) -> list[ClaimedRow]:
+    def failing(conn: sa.Connection, schema: str, *given: Any, **named: Any) -> list[Run]:
         if len(failures) < 3:
             failures.append(1)
             losing.is_on = False
             raise UnavailableError("away again")
-        return job_claim_again(conn, schema, *given, **named)
+        return job_lost(conn, schema, *given, **named)
 
-    monkeypatch.setattr(lost_claims, "job_claim_again", failing)
+    monkeypatch.setattr(lost_claims, "job_lost", failing)
     lost = house.rows.insert()
     losing.after = lambda: after.extend(house.rows.insert())
     after: list[int] = []
