@@ -8,7 +8,10 @@ from datetime import datetime, timedelta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStats:
-    """One queue in this client; counters since it was begun. `stuck` jobs are running ones past their timeout."""
+    """One queue in this client; counters since it was begun. `stuck` jobs are running ones past their timeout.
+
+    `paused` is whether this client knows of a pause, and no claim from before it is under way any more: no job begins.
+    """
 
     name: str
     max_workers: int

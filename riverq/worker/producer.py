@@ -128,7 +128,7 @@ class Producer(Service):
     def stats(self) -> ProducerStats:
         """Counters, with the present number of running and of stuck jobs."""
         running = self._slots.running
-        self._stats.running, self._stats.paused = len(running), self.control.paused
+        self._stats.running, self._stats.paused = len(running), self.control.rests
         self._stats.stuck = sum(context in self._stuck for context in running) if self._stuck.total else 0
         return self._stats
 
@@ -339,6 +339,7 @@ class Producer(Service):
 
     def _claim_failed(self, error: Exception) -> None:
         self.control.claim_ends(())
+        self.control.claim_is_over()
         self.lost_claims.unanswered()
         self._look_later()
         self._stats.failed_claims += 1
@@ -361,6 +362,7 @@ class Producer(Service):
             task = asyncio.create_task(self._executor.run(context), name=f"riverq.job.{context.run.job_id}")
             self._slots.begin(task, context)
             task.add_done_callback(self._ended)
+        self.control.claim_is_over()
         self.claimed.signal(len(rows))
 
     def _register(self, row: ClaimedRow) -> RunContext:

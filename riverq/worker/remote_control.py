@@ -13,7 +13,10 @@ payload said. So nothing depends on their order, on their number, or on their ar
 - a cancellation can be heard between a claim's commit and the moment its rows are known here. What is heard while a
   claim is under way is kept until it returns, and looked up before those jobs start. That includes ids that run here
   already: the claim may bring a newer run of the same job. What was heard before the claim began was committed before
-  it, and is in what the claim returned.
+  it, and is in what the claim returned;
+- a claim under way may bring jobs that were inserted after the queue was paused: its statement may be on its way when
+  the pause is read. From then on nothing more is claimed (`paused`), but whoever asks or listens is told of the pause
+  only when that claim's jobs have begun (`rests`): what we call paused begins no job.
 
 What is heard is kept as sets of ids, of jobs that run here or, during a claim, may come to, and one flag for the queue:
 a flood of notifications becomes a few reads, and nothing is ever dropped.
@@ -63,6 +66,8 @@ ALL_QUEUES = "*"
 class RemoteControl:
     """For one queue. `runs` are the running jobs by id, kept by the producer; `on_pause` hears every change.
 
+    `paused` is whether nothing may be claimed.
+
     `on_change` (settable) is called in the loop with the queue's row when it was paused or resumed while it is worked;
     not for what it was when that began.
     """
@@ -95,6 +100,8 @@ class RemoteControl:
         self._check_all = False
         self._asked: set[int] = set()
         self._during_claim: set[int] | None = None
+        self._claiming = False
+        self._untold: list[tuple[Queue, bool]] = []
         self._touch_due = 0.0
         self._look_due = 0.0
         self._ended = False
@@ -103,7 +110,8 @@ class RemoteControl:
 
     async def begin(self) -> None:
         """Listen, then make the queue's row and read it, in this order. Raises what the database raises."""
-        self._ended = self._was_read = False
+        self._ended = self._was_read = self._claiming = False
+        self._untold.clear()
         self.touched_at = None
         if self._notifier is not None:
             self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self.look_at_everything)
@@ -148,16 +156,27 @@ class RemoteControl:
         self._asked.update(job_ids)
         self._wake.set()
 
-    # -- cancellations heard while a claim is under way
+    @property
+    def rests(self) -> bool:
+        """Whether the queue is paused and no claim is under way, so that no job of it begins."""
+        return self.paused and not self._claiming
+
+    # -- what is heard while a claim is under way
 
     def claim_begins(self) -> None:
-        """Begin to keep the ids of all jobs that are said to be cancelled."""
+        """Begin to keep the ids of all jobs that are said to be cancelled, and what becomes of the queue."""
+        self._claiming = True
         self._during_claim = set()
 
     def claim_ends(self, job_ids: Iterable[int]) -> list[int]:
         """Which of the claimed jobs were said to be cancelled meanwhile."""
         heard, self._during_claim = self._during_claim, None
         return [job_id for job_id in job_ids if job_id in heard] if heard else []
+
+    def claim_is_over(self) -> None:
+        """The claimed jobs have begun: tell whether the queue was paused or resumed meanwhile."""
+        self._claiming = False
+        self._tell_changes()
 
     # -- what notifications ask for
 
@@ -221,6 +240,15 @@ class RemoteControl:
         self._was_read = True
         if paused != self.paused:
             self.paused = paused
+            self._untold.append((queue, is_first))
+            if not self._claiming:
+                self._tell_changes()
+        self.read.signal(paused)
+
+    def _tell_changes(self) -> None:
+        while self._untold:
+            queue, is_first = self._untold.pop(0)
+            paused = queue.paused_at is not None
             if paused:
                 self._ctx.log.info("Producer: Paused (queue=%s)", self._queue)
             else:
@@ -228,7 +256,6 @@ class RemoteControl:
             self._on_pause(paused)
             if self.on_change is not None and not is_first:
                 self.on_change(queue)
-        self.read.signal(paused)
 
     # -- the running jobs
 
