@@ -24,7 +24,7 @@ class EventKind(StrEnum):
     """The client stopped and gave the job back; the attempt does not count."""
     JOB_SNOOZED = "job_snoozed"
     QUEUE_PAUSED = "queue_paused"
-    """A queue that this client works was paused, and no more jobs of it begin here: no claim is under way either."""
+    """A queue that this client works was paused, and it takes no more jobs of it: no claim is under way either."""
     QUEUE_RESUMED = "queue_resumed"
 
 

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 class QueueStats:
     """One queue in this client; counters since it was begun. `stuck` jobs are running ones past their timeout.
 
-    `paused` is whether this client knows of a pause, and no claim from before it is under way any more: no job begins.
+    `paused` is whether this client knows of a pause, and takes no more jobs: no claim of before is under way either.
     """
 
     name: str

@@ -127,8 +127,9 @@ class Producer(Service):
     @property
     def stats(self) -> ProducerStats:
         """Counters, with the present number of running and of stuck jobs."""
+        self._stats.paused = self.control.told_paused  # first: what a claim brought before the pause is counted, too
         running = self._slots.running
-        self._stats.running, self._stats.paused = len(running), self.control.rests
+        self._stats.running = len(running)
         self._stats.stuck = sum(context in self._stuck for context in running) if self._stuck.total else 0
         return self._stats
 
@@ -339,8 +340,8 @@ class Producer(Service):
 
     def _claim_failed(self, error: Exception) -> None:
         self.control.claim_ends(())
-        self.control.claim_is_over()
         self.lost_claims.unanswered()
+        self.control.claim_is_over()
         self._look_later()
         self._stats.failed_claims += 1
         self.ctx.log.warning("%s: Could not claim jobs (queue=%s, error=%s)", self.name, self.queue, error)

@@ -15,8 +15,9 @@ payload said. So nothing depends on their order, on their number, or on their ar
   already: the claim may bring a newer run of the same job. What was heard before the claim began was committed before
   it, and is in what the claim returned;
 - a claim under way may bring jobs that were inserted after the queue was paused: its statement may be on its way when
-  the pause is read. From then on nothing more is claimed (`paused`), but whoever asks or listens is told of the pause
-  only when that claim's jobs have begun (`rests`): what we call paused begins no job.
+  the pause is read. From then on nothing more is claimed (`paused`), but others are told of it only when that claim is
+  over (`told_paused`): of what we call paused, no more jobs are taken. A claim that fails is over, too; should it turn
+  out that it was committed, its jobs are worked all the same (`lost_claims`).
 
 What is heard is kept as sets of ids, of jobs that run here or, during a claim, may come to, and one flag for the queue:
 a flood of notifications becomes a few reads, and nothing is ever dropped.
@@ -66,7 +67,7 @@ ALL_QUEUES = "*"
 class RemoteControl:
     """For one queue. `runs` are the running jobs by id, kept by the producer; `on_pause` hears every change.
 
-    `paused` is whether nothing may be claimed.
+    `paused` is whether nothing may be claimed; `told_paused` is what others know of it.
 
     `on_change` (settable) is called in the loop with the queue's row when it was paused or resumed while it is worked;
     not for what it was when that began.
@@ -90,7 +91,7 @@ class RemoteControl:
         self._on_pause = on_pause
         self.on_change: Callable[[Queue], None] | None = None
         self.interval = timedelta(seconds=2)
-        self.paused = False
+        self.paused = self.told_paused = False
         self.touched_at: datetime | None = None
         """When the queue's row was last touched, by the database; None before."""
         self.read: TestSignal[bool] = TestSignal()
@@ -101,7 +102,7 @@ class RemoteControl:
         self._asked: set[int] = set()
         self._during_claim: set[int] | None = None
         self._claiming = False
-        self._untold: list[tuple[Queue, bool]] = []
+        self._untold: Queue | None = None
         self._touch_due = 0.0
         self._look_due = 0.0
         self._ended = False
@@ -111,8 +112,7 @@ class RemoteControl:
     async def begin(self) -> None:
         """Listen, then make the queue's row and read it, in this order. Raises what the database raises."""
         self._ended = self._was_read = self._claiming = False
-        self._untold.clear()
-        self.touched_at = None
+        self._untold = self.touched_at = None
         if self._notifier is not None:
             self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self.look_at_everything)
         self._look_due = self._ctx.clock.monotonic() + LOOK_INTERVAL.total_seconds()
@@ -156,11 +156,6 @@ class RemoteControl:
         self._asked.update(job_ids)
         self._wake.set()
 
-    @property
-    def rests(self) -> bool:
-        """Whether the queue is paused and no claim is under way, so that no job of it begins."""
-        return self.paused and not self._claiming
-
     # -- what is heard while a claim is under way
 
     def claim_begins(self) -> None:
@@ -174,9 +169,11 @@ class RemoteControl:
         return [job_id for job_id in job_ids if job_id in heard] if heard else []
 
     def claim_is_over(self) -> None:
-        """The claimed jobs have begun: tell whether the queue was paused or resumed meanwhile."""
+        """The claimed jobs are among the running ones: tell whether the queue was paused or resumed meanwhile."""
         self._claiming = False
-        self._tell_changes()
+        queue, self._untold = self._untold, None
+        if queue is not None:
+            self._tell(queue)
 
     # -- what notifications ask for
 
@@ -236,26 +233,26 @@ class RemoteControl:
         self._set_queue(queue)
 
     def _set_queue(self, queue: Queue) -> None:
+        self.paused = queue.paused_at is not None
+        if self._claiming:
+            self._untold = queue
+        else:
+            self._tell(queue)
+        self.read.signal(self.paused)
+
+    def _tell(self, queue: Queue) -> None:
         paused, is_first = queue.paused_at is not None, not self._was_read
         self._was_read = True
-        if paused != self.paused:
-            self.paused = paused
-            self._untold.append((queue, is_first))
-            if not self._claiming:
-                self._tell_changes()
-        self.read.signal(paused)
-
-    def _tell_changes(self) -> None:
-        while self._untold:
-            queue, is_first = self._untold.pop(0)
-            paused = queue.paused_at is not None
-            if paused:
-                self._ctx.log.info("Producer: Paused (queue=%s)", self._queue)
-            else:
-                self._ctx.log.info("Producer: Resumed (queue=%s)", self._queue)
-            self._on_pause(paused)
-            if self.on_change is not None and not is_first:
-                self.on_change(queue)
+        if paused == self.told_paused:
+            return
+        self.told_paused = paused
+        if paused:
+            self._ctx.log.info("Producer: Paused (queue=%s)", self._queue)
+        else:
+            self._ctx.log.info("Producer: Resumed (queue=%s)", self._queue)
+        self._on_pause(paused)
+        if self.on_change is not None and not is_first:
+            self.on_change(queue)
 
     # -- the running jobs
 

@@ -1,4 +1,4 @@
-"""A queue is paused while a claim of it is under way: its jobs begin, and only then is anybody told of the pause."""
+"""A queue is paused while a claim of it is under way: its jobs are worked, and only then is anybody told."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from riverq.errors import UnavailableError
 from riverq.query.job_fetch import ClaimedRow, job_get_available
+from riverq.worker import lost_claims
 from riverq.worker import producer as producer_module
 from riverq.worker.producer import Producer
 from tests.worker.harness import NEVER, Blocking, House, run_sql, until
@@ -46,51 +47,78 @@ async def paused_while_claiming(house: House, producer: Producer) -> None:
 
 
 def held_up(house: House) -> bool:
-    waiting = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = %(gate)s AND NOT granted"
-    return bool(house.rows.sql(waiting, gate=GATE))
+    """Whether the claim, in this very database, waits for the gate."""
+    return bool(
+        house.rows.sql(
+            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = %(gate)s"
+            " AND mode = 'ShareLock' AND NOT granted"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            gate=GATE,
+        )
+    )
 
 
-async def test_it_is_told_when_that_claims_jobs_have_begun(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_is_told_when_that_claims_jobs_are_running(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The claim reaches the database after the pause was read, and finds a job that is younger than the pause."""
     worker = Blocking(house)
     producer = house.producer(fetch_poll_interval=NEVER)
-    told: list[tuple[bool, int]] = []
+    told: list[tuple[Any, int]] = []
     producer.on_pause = lambda paused: told.append((paused, producer.stats.running))
+    producer.control.on_change = lambda queue: told.append((queue.name, producer.stats.running))
     with claims_held_up(house, monkeypatch):
         await paused_while_claiming(house, producer)
         [first] = house.rows.insert()
         assert (told, producer.stats.paused) == ([], False)
     assert await worker.wait() == [first]
-    assert (told, producer.stats.paused) == ([(True, 1)], True)
+    assert (told, producer.stats.paused) == ([(True, 1), ("default", 1)], True)
 
     [second] = house.rows.insert()
-    producer.trigger()
     house.rows.sql("UPDATE QUEUE SET paused_at = NULL WHERE true RETURNING name")
     assert await worker.wait() == [second]
-    assert (told, producer.stats.paused) == ([(True, 1), (False, 1)], False)
+    assert (told[2:], producer.stats.paused) == ([(False, 1), ("default", 1)], False)
     worker.go_on.set()
     for _ in range(2):
         await house.settled.wait()
 
 
-async def test_it_is_told_when_that_claim_fails(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    producer = house.producer(fetch_poll_interval=NEVER)
+async def test_it_is_told_when_that_claim_fails_and_stays_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failed claim is looked for again and again, which is no claim that could bring what is younger."""
+    monkeypatch.setattr(lost_claims, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(lost_claims, "LONGEST_WAIT", 0.01)
+    producer = house.producer(fetch_poll_interval=NEVER, fetch_cooldown=timedelta(milliseconds=1))
+    told: list[bool] = []
+    producer.on_pause = told.append
+    look, during_looks = producer.lost_claims.claim_again, []
+
+    async def looking(limit: int) -> list[ClaimedRow]:
+        during_looks.append(producer.stats.paused)
+        return await look(limit)
+
+    monkeypatch.setattr(producer.lost_claims, "claim_again", looking)
     with claims_held_up(house, monkeypatch, failing=True):
         await paused_while_claiming(house, producer)
-        assert not producer.stats.paused
+        assert (told, producer.stats.paused) == ([], False)
     assert await producer.claimed.wait() == -1
-    assert producer.stats.paused
+    assert (told, producer.stats.paused) == ([True], True)
+    await until(lambda: len(during_looks) == 3)
+    assert (told, during_looks) == ([True], [True, True, True])
 
 
-async def test_a_pause_and_a_resume_meanwhile_are_told_in_their_order(
+async def test_a_pause_that_was_ended_meanwhile_is_not_told_at_all(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    producer = house.producer(fetch_poll_interval=NEVER)
+    worker = Blocking(house)
+    producer = house.producer(fetch_poll_interval=NEVER, fetch_cooldown=timedelta(milliseconds=1))
     told: list[bool] = []
     producer.on_pause = told.append
     with claims_held_up(house, monkeypatch):
         await paused_while_claiming(house, producer)
         house.rows.sql("UPDATE QUEUE SET paused_at = NULL WHERE true RETURNING name")
         await until(lambda: not producer.control.paused)
-        assert told == []
-    await until(lambda: told == [True, False])
+    assert await producer.claimed.wait() == 0
+    house.rows.insert()
+    producer.trigger()
+    await worker.wait()
+    worker.go_on.set()
+    await house.settled.wait()
+    assert told == []
