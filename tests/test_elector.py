@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import psycopg
@@ -28,6 +29,12 @@ async def fleet(database_url: str, make_engine: EngineMaker, schema: str) -> Asy
         fleet = Fleet(conn, make_engine, schema)
         yield fleet
         await fleet.close()
+
+
+def held(timing: ElectorTiming) -> ElectorTiming:
+    """For a clock that the test holds: the wait before a second try, after a slow answer, would not end on it."""
+    ten = timedelta(seconds=10)
+    return replace(timing, operation_timeout=ten, resign_timeouts=(ten,) * 3)
 
 
 def test_defaults() -> None:
@@ -178,7 +185,7 @@ class TestResigning:
 
     async def test_own_echo_does_not_end_the_sitting_out_and_a_twins_does(self, fleet: Fleet) -> None:
         clock = FakeClock()
-        member = fleet.member("psycopg_async", "one", timing=PATIENT, clock=clock)
+        member = fleet.member("psycopg_async", "one", timing=held(PATIENT), clock=clock)
         await member.start()
         await member.elector.gained.wait()
         member.elector.resign_soon("its test says so")
@@ -223,10 +230,10 @@ class TestFailures:
 
     async def test_steps_down_when_trust_ends_although_the_database_never_said_no(self, fleet: Fleet) -> None:
         clock = FakeClock()
-        member = fleet.member("psycopg_async", "one", timing=ElectorTiming(), clock=clock)
+        member = fleet.member("psycopg_async", "one", timing=held(ElectorTiming()), clock=clock)
         await member.start()
         term = await member.elector.gained.wait()
-        member.elector._timing = ElectorTiming(operation_timeout=timedelta(milliseconds=50))
+        member.elector._timing = replace(held(ElectorTiming()), operation_timeout=timedelta(milliseconds=50))
         await clock.until_sleeping()
         async with fleet.conn.transaction():
             await fleet.execute("SELECT FROM {} FOR UPDATE")  # renewals wait for this
@@ -244,7 +251,7 @@ class TestFailures:
 
     async def test_stalled_loop_does_not_believe_that_it_leads(self, fleet: Fleet) -> None:
         clock = FakeClock()
-        member = fleet.member("psycopg_async", "one", timing=ElectorTiming(), clock=clock)
+        member = fleet.member("psycopg_async", "one", timing=held(ElectorTiming()), clock=clock)
         await member.start()
         await member.elector.gained.wait()
         assert member.elector.is_leader

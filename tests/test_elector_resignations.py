@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -31,9 +32,15 @@ async def fleet(database_url: str, make_engine: EngineMaker, schema: str) -> Asy
         await fleet.close()
 
 
+def held(timing: ElectorTiming) -> ElectorTiming:
+    """For a clock that the test holds: the wait before a second try, after a slow answer, would not end on it."""
+    ten = timedelta(seconds=10)
+    return replace(timing, operation_timeout=ten, resign_timeouts=(ten,) * 3)
+
+
 async def sitting_out(fleet: Fleet, clock: FakeClock) -> Member:
     """A client that has resigned and hears nothing by itself, so that what it hears is the test's."""
-    member = fleet.member("psycopg_async", "one", timing=PATIENT, clock=clock)
+    member = fleet.member("psycopg_async", "one", timing=held(PATIENT), clock=clock)
     await member.start()
     await member.elector.gained.wait()
     member.elector.resign_soon("its test says so")
@@ -86,7 +93,7 @@ class TestEcho:
 
     async def test_echo_of_a_resignation_whose_answer_was_lost_does_not_end_the_sitting_out(self, fleet: Fleet) -> None:
         clock = FakeClock()
-        member = fleet.member("psycopg_async", "one", timing=PATIENT, clock=clock)
+        member = fleet.member("psycopg_async", "one", timing=held(PATIENT), clock=clock)
         lost_answers = [UnavailableError("the answer was lost")]
         member.elector._db = Disturbed(member.elector._db, after={leader_resign: lambda: _raise_next(lost_answers)})
         await member.start()
@@ -104,7 +111,7 @@ class TestEcho:
 
     async def test_no_echo_is_awaited_where_nothing_was_resigned(self, fleet: Fleet) -> None:
         clock = FakeClock()
-        member = fleet.member("psycopg_async", "one", timing=PATIENT, clock=clock)
+        member = fleet.member("psycopg_async", "one", timing=held(PATIENT), clock=clock)
         await member.start()
         await member.elector.gained.wait()
         await fleet.execute("UPDATE {} SET leader_id = 'go', expires_at = now() + interval '10 hours'")
@@ -129,7 +136,7 @@ def _raise_next(errors: list[UnavailableError]) -> None:
 class TestTrust:
     async def test_answer_that_came_too_late_to_be_trusted_is_never_acted_on(self, fleet: Fleet) -> None:
         clock = FakeClock()
-        member = fleet.member("psycopg_async", "one", timing=ElectorTiming(), clock=clock)
+        member = fleet.member("psycopg_async", "one", timing=held(ElectorTiming()), clock=clock)
         stalls = [20.0]
 
         def stall() -> None:
@@ -146,7 +153,7 @@ class TestTrust:
 
     async def test_services_may_ask_at_the_last_moment(self, fleet: Fleet) -> None:
         clock = FakeClock()
-        member = fleet.member("psycopg_async", "one", timing=ElectorTiming(), clock=clock)
+        member = fleet.member("psycopg_async", "one", timing=held(ElectorTiming()), clock=clock)
         with pytest.raises(NotLeadingError, match="leads no longer"):
             member.elector.check_leading()
         await member.start()
@@ -163,7 +170,7 @@ class TestTrust:
 class TestStats:
     async def test_tells_how_it_fares(self, fleet: Fleet) -> None:
         clock = FakeClock()
-        member = fleet.member("psycopg_async", "one", timing=ElectorTiming(), clock=clock)
+        member = fleet.member("psycopg_async", "one", timing=held(ElectorTiming()), clock=clock)
         assert member.elector.stats() == _stats()
         await member.start()
         term = await member.elector.gained.wait()

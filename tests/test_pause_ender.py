@@ -22,7 +22,7 @@ from riverq.service import ServiceContext
 from riverq.testing.fake_clock import FakeClock
 from tests.fix_database import EngineMaker
 from tests.fix_server import audible
-from tests.query.arrange import Table
+from tests.query.arrange import Table, payloads
 from tests.service.stress import stress_start_stop
 
 HOUR = timedelta(hours=1)
@@ -99,7 +99,7 @@ def paused(table: Table) -> list[str]:
 
 
 def resumes(table: Table) -> list[str]:
-    return [note.payload for note in table.conn.notifies(timeout=0.1) if "resume" in note.payload]
+    return [payload for payload in payloads(table) if "resume" in payload]
 
 
 async def test_a_pause_is_ended_when_its_time_has_come(

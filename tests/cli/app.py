@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import threading
 import time
 import warnings
@@ -16,9 +17,12 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import riverq
+from riverq.cli import stopping
 from riverq.cron import cron
 from riverq.periodic import PeriodicJob
 from riverq.schedule import every, never
+
+stopping.HARD_EXIT = float(os.environ.get("TEST_HARD_EXIT", stopping.HARD_EXIT))
 
 
 @riverq.job_args("hold")
@@ -64,6 +68,17 @@ def sync_client(driver: str = "psycopg", **settings: Any) -> riverq.Client:
     def touch(job: riverq.Job[Touch]) -> None: ...
 
     return riverq.Client(sa.create_engine(_url(driver)), _config(workers, **settings))
+
+
+def _tell_signals() -> None:
+    """On the main thread: say that a signal was handled, which a worker whose loop is blocked cannot do."""
+    handle: Any = signal.getsignal(signal.SIGTERM)
+
+    def telling(number: int, frame: Any) -> None:
+        handle(number, frame)
+        os.write(1, b"handled\n")  # `print` may be what the signal interrupts
+
+    signal.signal(signal.SIGTERM, telling)
 
 
 def named_client() -> riverq.Client:
@@ -126,6 +141,8 @@ async def async_client(driver: str = "asyncpg", **settings: Any) -> riverq.Async
 
     @workers.work(timeout=None)
     async def hold(job: riverq.Job[Hold]) -> None:
+        if job.args.how == "deaf":
+            _tell_signals()
         print(f"holding {job.id}", flush=True)
         if job.args.how == "polite":
             await asyncio.sleep(3600)

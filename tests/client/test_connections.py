@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 import riverq
 from tests.client.faces import settle
+from tests.client.unhurried import be_patient
 from tests.client.working import Act, Watch, acting_workers, call, config
 from tests.fix_database import EngineMaker
 from tests.fix_server import hears
@@ -83,8 +84,14 @@ async def test_the_log_line_says_how_many_connections_there_are(
 
 
 async def test_a_shared_pool_of_one_is_enough_to_start_work_lead_and_stop(
-    adapter: str, make_engine: EngineMaker, schema: str, watch: Watch, caplog: pytest.LogCaptureFixture
+    adapter: str,
+    make_engine: EngineMaker,
+    schema: str,
+    watch: Watch,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    be_patient(monkeypatch)
     engine = make_engine(adapter, pool_size=1, max_overflow=0)
     client = make(engine, config(schema, acting_workers("async def")), share_pool=True)
     for number in (1, 2):
@@ -105,7 +112,7 @@ async def test_a_shared_pool_of_one_is_enough_to_start_work_lead_and_stop(
 async def test_a_shared_pool_that_is_drained_stops_the_start_and_nothing_is_left(
     adapter: str, make_engine: EngineMaker, schema: str
 ) -> None:
-    engine = make_engine(adapter, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    engine: Any = make_engine(adapter, pool_size=1, max_overflow=0, pool_timeout=0.1)
     client = make(engine, config(schema, acting_workers("async def")), share_pool=True)
     if isinstance(engine, AsyncEngine):
         async with engine.connect():
@@ -114,5 +121,6 @@ async def test_a_shared_pool_that_is_drained_stops_the_start_and_nothing_is_left
     else:
         with engine.connect(), pytest.raises(riverq.PoolExhaustedError):
             await call(client.start)
+    engine.pool._timeout = 30  # what starts together now waits for each other's turn, however long that takes
     await call(client.start)
     await call(client.stop)

@@ -24,7 +24,7 @@ from riverq.query.queue import queue_create_or_touch
 from tests.client.faces import SESSION_KINDS, Greet, jobs, make_client, open_session, settle
 from tests.fix_database import EngineMaker, Transact
 from tests.fix_server import audible, hears
-from tests.query.arrange import Table
+from tests.query.arrange import Table, payloads
 
 VERBS: dict[str, tuple[Any, ...]] = {
     "job_cancel": (1,),
@@ -75,10 +75,6 @@ def mail(transact: Transact, schema: str) -> None:
     transact("psycopg", queue_create_or_touch, schema, "mail")
 
 
-def heard(table: Table) -> list[str]:
-    return [note.payload for note in table.conn.notifies(timeout=0.1)]
-
-
 def rows(table: Table) -> Any:
     """Everything the verbs may change."""
     queues = table.sql("SELECT name, paused_at, metadata FROM {queue}")
@@ -114,7 +110,7 @@ async def test_verbs_in_transactions_of_their_own(client: Any, table: Table, mai
         '{"action":"metadata_changed","metadata":{"n":[1,2],"url":"a\\u0026b"},"queue":"mail"}',
         '{"action":"request_resign","leader_id":""}',
     ]
-    assert heard(table) == audible(expected)
+    assert payloads(table) == audible(expected)
 
 
 async def use_every_verb(client: Any, session: Any, job_id: int) -> None:
@@ -145,13 +141,13 @@ async def test_verbs_in_a_session_are_its_transactions(
     before = rows(table)
     async with open_session(engine_of, kind) as session:
         await use_every_verb(client, session, job.id)
-        assert (rows(table), heard(table)) == (before, [])
+        assert (rows(table), payloads(table)) == (before, [])
         await settle(session.rollback())
-        assert (rows(table), heard(table)) == (before, [])
+        assert (rows(table), payloads(table)) == (before, [])
         await use_every_verb(client, session, job.id)
         await settle(session.commit())
     assert rows(table) != before
-    assert len(heard(table)) == (6 if hears() else 0)
+    assert len(payloads(table)) == (6 if hears() else 0)
 
 
 async def test_what_cannot_be_found_leaves_the_session_whole(
@@ -191,7 +187,7 @@ async def test_an_autocommit_connection_does_at_once(client: Any, engine_of: Any
         assert table.get(trapped)["state"] == "cancelled"
         await settle(client.queue_pause("mail", timedelta(hours=1), session=autocommit))
     assert [len(part) for part in rows(table)] == [1, 1, 2]
-    assert len(heard(table)) == (2 if hears() else 0)
+    assert len(payloads(table)) == (2 if hears() else 0)
 
 
 @pytest.mark.hears
@@ -207,7 +203,7 @@ def test_a_two_phase_transaction_is_refused_before_anything_is_written(
             getattr(client, verb)(*VERBS[verb], session=session, **OPTIONS.get(verb, {}))
         session.prepare()
         session.commit()
-    assert (rows(table), heard(table)) == (before, [])
+    assert (rows(table), payloads(table)) == (before, [])
 
 
 @pytest.mark.parametrize("verb", sorted(SILENT))
@@ -220,7 +216,7 @@ def test_a_two_phase_transaction_may_do_what_nobody_is_told_of(
         getattr(client, verb)(*VERBS[verb], session=session, **OPTIONS.get(verb, {}))
         session.prepare()
         session.commit()
-    assert heard(table) == []
+    assert payloads(table) == []
     assert len(table.sql("SELECT id FROM {job}")) == (0 if "delete" in verb else 1)
 
 
@@ -248,7 +244,7 @@ async def test_what_cannot_be_is_refused_before_anything_is_written(
     before = rows(table)
     with pytest.raises(riverq.ConfigError, match=message):
         await settle(getattr(client, verb)(**arguments))
-    assert (rows(table), heard(table)) == (before, [])
+    assert (rows(table), payloads(table)) == (before, [])
 
 
 async def test_a_pause_may_end_at_a_time(client: Any, table: Table, mail: None) -> None:

@@ -25,6 +25,7 @@ from riverq.service import Service
 from riverq.worker import completer
 from riverq.worker.producer import Producer
 from tests.client.faces import make_client, settle
+from tests.client.unhurried import be_patient
 from tests.client.working import Act, Watch, acting_workers, call, config
 from tests.fix_database import EngineMaker
 
@@ -68,8 +69,14 @@ async def locked_rows(url: str, schema: str) -> AsyncIterator[None]:
 
 
 async def test_failed_start_cancels_the_jobs_it_began_and_gives_them_back(
-    adapter: str, make_engine: EngineMaker, schema: str, watch: Watch, database_url: str
+    adapter: str,
+    make_engine: EngineMaker,
+    schema: str,
+    watch: Watch,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    be_patient(monkeypatch)
     began, workers = threading.Event(), riverq.Workers()
 
     @workers.work
@@ -150,8 +157,14 @@ async def test_job_of_a_start_under_way_may_change_the_queues(
 
 @pytest.mark.parametrize("is_locked", [True, False])
 async def test_row_of_the_registry_stays_where_an_outcome_was_not_written(
-    make_engine: EngineMaker, schema: str, watch: Watch, database_url: str, is_locked: bool
+    make_engine: EngineMaker,
+    schema: str,
+    watch: Watch,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    is_locked: bool,
 ) -> None:
+    be_patient(monkeypatch)
     began, may_end, workers = threading.Event(), threading.Event(), riverq.Workers()
 
     @workers.work
@@ -162,7 +175,8 @@ async def test_row_of_the_registry_stays_where_an_outcome_was_not_written(
     impatient = partial(completer.CompleterConfig, stop_grace=timedelta(milliseconds=100))
     client = make_client(make_engine("psycopg"), config(schema, workers))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(completer, "CompleterConfig", impatient)
+        if is_locked:  # else the outcome is to be written, however slow the database is
+            patch.setattr(completer, "CompleterConfig", impatient)
         await call(client.start)
     await settle(client.insert(Act("complete")))
     assert await asyncio.to_thread(began.wait, LONG)

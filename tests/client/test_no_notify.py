@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from riverq.query.statement import server_of
 from tests.client.faces import Greet, SyncAccount, jobs, make_client, open_session, settle
 from tests.client.test_control_verbs import OPTIONS, SILENT, VERBS
 from tests.client.test_queues import until, until_paused
+from tests.client.unhurried import be_patient
 from tests.client.working import Act, Watch, config, working
 from tests.fix_database import EngineMaker, adapter_url, sync_side, temporary_database
 from tests.fix_schema import SchemaPool
@@ -73,8 +75,10 @@ def sync_engine(make_engine: EngineMaker, url: str, schema: str) -> Any:
 
 
 async def test_a_client_polls_for_all_that_it_would_have_heard(
-    engine_of: Any, url: str, schema: str, caplog: pytest.LogCaptureFixture
+    engine_of: Any, url: str, schema: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    be_patient(monkeypatch)  # a warning here must not be one of a machine that stood still
+    settings: dict[str, Any] = {"loop_block_threshold": timedelta(minutes=5)}
     workers, begun = riverq.Workers(), threading.Event()
 
     @workers.work
@@ -87,7 +91,7 @@ async def test_a_client_polls_for_all_that_it_would_have_heard(
 
     watch = Watch(url, schema)
     with caplog.at_level("INFO", "riverq"):
-        async with working(make_client(engine_of, config(schema, workers))) as client:
+        async with working(make_client(engine_of, config(schema, workers, **settings))) as client:
             stats = client.stats()
             assert (stats.poll_only, stats.listening, stats.delivering) == (True, False, False)
             await settle(client.insert(Greet("a")))

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from riverq.liveness import Liveness, heart
 from riverq.query import client_registry
 from riverq.testing.driver_suite.proxy import SilentProxy
 from tests.fix_database import EngineMaker
-from tests.liveness.conftest import GRACE, LivenessMaker
+from tests.liveness.conftest import FAST, GRACE, LivenessMaker
 from tests.liveness.registry import HEART, PATIENCE_SECONDS, Registry, eventually, until
 from tests.service.stress import stress_start_stop
 
@@ -150,13 +151,15 @@ async def test_a_locked_row_does_not_collect_backends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server ends the waiting statement itself, before the client gives up on it."""
-    monkeypatch.setattr(heart, "SERVERS_SHARE", 0.05)  # half a second, long before the client does
     liveness = make_liveness()
     await liveness.start()
-    with psycopg.connect(database_url) as other:
+    await liveness.beaten.wait()  # so that the next is not under way when the lock is taken
+    with psycopg.connect(database_url) as other, monkeypatch.context() as patch:
         other.execute(f'LOCK TABLE "{registry.schema}".riverq_client IN EXCLUSIVE MODE')
+        # Half a second, long before the client does; only while the table is locked, or a slow server is an outage too.
+        patch.setattr(heart, "SERVERS_SHARE", 0.05)
         for _ in range(2):
-            assert "timeout" in await liveness.failed.wait()
+            assert "timeout" in await liveness.failed.wait(PATIENCE_SECONDS)
         assert liveness.stats().failures_in_a_row >= 2
         await eventually(lambda: len(registry.backends(HEART)) <= 1)  # the one before it may be on its way out
     while liveness.beaten.waiting:
@@ -247,7 +250,7 @@ async def test_in_a_forked_process_there_is_no_heart(liveness: Liveness, monkeyp
         assert liveness.sure_for() == timedelta(0)
         assert liveness.row_id is None
         assert liveness.stats().last_seen is None
-    assert liveness.sure_for() > timedelta(0)
+    await until(liveness, lambda: liveness.sure_for() > timedelta(0))
 
 
 # -- the network at its worst
@@ -266,6 +269,13 @@ def needs_tcp(database_url: str) -> str:
     return host
 
 
+def limit_attempts(liveness: Liveness, limit: timedelta) -> None:
+    """From the next one on."""
+    running = liveness._heart
+    assert running is not None
+    running._timing = replace(running._timing, limit=limit)
+
+
 @pytest.mark.direct("a proxy of its own leads straight to the server")
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 async def test_a_silent_network_costs_one_connection_not_the_heart(
@@ -274,16 +284,18 @@ async def test_a_silent_network_costs_one_connection_not_the_heart(
     """The heartbeat under way is given up by its own limit; when packets arrive again, a new connection is made."""
     async with SilentProxy(needs_tcp, make_url(database_url).port or 5432) as proxy:
         engine = proxied_engine(make_engine, adapter, database_url, proxy.port)
-        liveness = make_liveness(engine=engine, limit=timedelta(seconds=1))
+        liveness = make_liveness(engine=engine)
         await liveness.start()
         await until(liveness, lambda: liveness.sure_for() > timedelta(0))
+        limit_attempts(liveness, timedelta(seconds=1))
         proxy.silence()
-        assert "took longer" in await liveness.failed.wait()
+        assert "took longer" in await liveness.failed.wait(PATIENCE_SECONDS)
         assert liveness.sure_for() == timedelta(0)
         proxy.speak()
+        limit_attempts(liveness, FAST.limit)  # after it, as what begins in silence must be given up soon
         while liveness.beaten.waiting:
             await liveness.beaten.wait()
-        await liveness.beaten.wait()
+        await liveness.beaten.wait(PATIENCE_SECONDS)
         assert liveness.stats().failures_in_a_row == 0
         await liveness.stop()
 

@@ -20,8 +20,11 @@ from riverq.maintenance.queue_cleaner import QueueCleaner
 from riverq.service import ServiceContext
 from riverq.testing.fake_clock import FakeClock
 from tests.fix_database import EngineMaker
+from tests.maintenance.test_base import only_statements_hurry
 from tests.query.arrange import Table
 from tests.service.stress import stress_start_stop
+
+__all__ = ["only_statements_hurry"]
 
 DAY = timedelta(hours=24)
 FINISHED = ("cancelled", "completed", "discarded")
@@ -143,6 +146,7 @@ async def test_backlogs_go_in_batches_and_a_locked_row_stays(setup: Setup) -> No
     assert setup.ids() == []
 
 
+@pytest.mark.usefixtures("only_statements_hurry")
 async def test_timeout_is_the_configured_one_and_nothing_is_deleted(setup: Setup, adapter: str) -> None:
     job = setup.finished("completed", 2 * DAY)
     cleaner = setup.cleaner(adapter, timeout=timedelta(milliseconds=50))
@@ -152,6 +156,7 @@ async def test_timeout_is_the_configured_one_and_nothing_is_deleted(setup: Setup
         error = await cleaner.tick_failed.wait()
         assert getattr(error, "sqlstate", None) == "57014"
         assert setup.ids() == [job]
+    cleaner.timing = MaintenanceTiming()
     await setup.clock.until_sleeping()
     await setup.clock.advance(30)
     await cleaner.ticked.wait()
@@ -159,6 +164,7 @@ async def test_timeout_is_the_configured_one_and_nothing_is_deleted(setup: Setup
     await cleaner.stop()
 
 
+@pytest.mark.usefixtures("only_statements_hurry")
 async def test_a_state_that_keeps_timing_out_shrinks_its_own_batches(setup: Setup, scratch_schema: str) -> None:
     """The statements of the other states succeed in between, and say nothing about its own."""
     setup.schema = setup.table.schema = scratch_schema

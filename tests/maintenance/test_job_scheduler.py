@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Collection, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,10 +24,16 @@ from riverq.service import ServiceContext, TestSignal
 from riverq.testing.fake_clock import FakeClock
 from tests.fix_database import EngineMaker
 from tests.fix_server import audible
+from tests.maintenance.test_base import only_statements_hurry
 from tests.query.arrange import Table
 from tests.service.stress import stress_start_stop
 
+__all__ = ["only_statements_hurry"]
+
 AT_ONCE = MaintenanceTiming(interval=timedelta(seconds=5), stagger=timedelta(0))
+FAR_SIGHTED = MaintenanceTiming(interval=timedelta(minutes=1), stagger=timedelta(0))
+SOON = 50
+"""Seconds: within the look-ahead of FAR_SIGHTED, and not over if the machine stalls before the first tick."""
 
 
 class Setup:
@@ -67,6 +74,15 @@ class Setup:
         await self.clock.until_sleeping(2)  # the ticker and the timers
         await self.clock.advance(scheduler.timing.interval.total_seconds())
         await scheduler.ticked.wait()
+
+    async def expect_silence_until_due(self, job: int) -> None:
+        """Then its queue, `mail`, is notified. For a job that was due in SOON when it was made."""
+        await self.clock.until_sleeping(2)
+        left = (self.table.get(job)["scheduled_at"] - self.table.now()).total_seconds()  # the scheduler was told more
+        await self.clock.advance(left - 0.1)
+        assert self.notified.waiting == 0
+        await self.clock.advance(SOON + 0.2 - left)
+        assert await self.notified.wait() == ["mail"]
 
     def states(self) -> dict[int, str]:
         return {row["id"]: row["state"] for row in self.table.sql("SELECT id, state::text FROM {job}")}
@@ -115,36 +131,35 @@ async def test_due_jobs_become_available_and_their_queues_are_notified(setup: Se
 
 
 async def test_job_within_the_look_ahead_is_notified_when_it_falls_due(setup: Setup) -> None:
-    soon = setup.due(3, queue="mail")
-    scheduler = setup.scheduler()
+    soon = setup.due(SOON, queue="mail")
+    scheduler = setup.scheduler(timing=FAR_SIGHTED)
     await scheduler.start()
     await scheduler.ticked.wait()
     assert setup.states() == {soon: "available"}
     assert setup.notified.waiting == 0
-    await setup.clock.until_sleeping(2)
-    await setup.clock.advance(2.5)
-    assert setup.notified.waiting == 0
-    await setup.clock.advance(0.6)
-    assert await setup.notified.wait() == ["mail"]
+    await setup.expect_silence_until_due(soon)
 
 
 async def test_timers_end_with_the_service(setup: Setup) -> None:
-    setup.due(3, queue="mail")
-    scheduler = setup.scheduler()
+    setup.due(SOON, queue="mail")
+    scheduler = setup.scheduler(timing=FAR_SIGHTED)
     await scheduler.start()
     await scheduler.ticked.wait()
     await scheduler.stop()
     await scheduler.start()
     await scheduler.ticked.wait()
     await setup.clock.until_sleeping(2)
-    await setup.clock.advance(4)
+    await setup.clock.advance(SOON + 1)
     assert setup.notified.waiting == 0
 
 
 @pytest.mark.parametrize("name", ["psycopg_async", "pg8000"])
-async def test_job_that_falls_due_is_notified_while_the_leaders_lane_is_busy(setup: Setup, name: str) -> None:
+async def test_job_that_falls_due_is_notified_while_the_leaders_lane_is_busy(
+    setup: Setup, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The lane's one slot is in a statement that waits; the other slot of the database is for everybody."""
-    setup.due(3, queue="mail")
+    monkeypatch.setattr("riverq.maintenance.job_scheduler.NOTIFY_LIMIT", 60.0)  # a stall may take the usual one
+    setup.due(SOON, queue="mail")
     general = setup.database(name)
     upkeep = general.share(1)
     limiter = NotifyLimiter(setup.clock, timedelta(milliseconds=100))
@@ -152,7 +167,7 @@ async def test_job_that_falls_due_is_notified_while_the_leaders_lane_is_busy(set
     async def notify(queues: Collection[str]) -> None:
         await general.run(notify_queues, queues, limiter.take)
 
-    scheduler = JobScheduler(setup.ctx, upkeep, notify, AT_ONCE)
+    scheduler = JobScheduler(setup.ctx, upkeep, notify, FAR_SIGHTED)
     setup.schedulers.append(scheduler)
     scheduler.ticked.watch()
     scheduler.notified_on_time.watch()
@@ -168,12 +183,12 @@ async def test_job_that_falls_due_is_notified_while_the_leaders_lane_is_busy(set
             assert not cleaning.done(), cleaning
             await asyncio.sleep(0)  # nothing signals a wait for a lock
         await setup.clock.until_sleeping(2)
-        await setup.clock.advance(3.1)
+        await setup.clock.advance(SOON + 0.1)
         assert await scheduler.notified_on_time.wait() == ["mail"]
     await cleaning
     told = audible([{"queue": "mail"}])
     assert [
-        json.loads(note.payload) for note in setup.table.conn.notifies(timeout=5 if told else 0, stop_after=1)
+        json.loads(note.payload) for note in setup.table.conn.notifies(timeout=20 if told else 0, stop_after=1)
     ] == told
 
 
@@ -181,15 +196,11 @@ async def test_job_that_falls_due_is_notified_while_the_leaders_lane_is_busy(set
 async def test_timers_follow_the_databases_clock_and_not_this_machines(setup: Setup, skew: timedelta) -> None:
     setup.clock = FakeClock(datetime.now(UTC) + skew)
     setup.ctx = ServiceContext(client_id="test", clock=setup.clock, rng=random.Random(0))
-    setup.due(3, queue="mail")
-    scheduler = setup.scheduler()
+    soon = setup.due(SOON, queue="mail")
+    scheduler = setup.scheduler(timing=FAR_SIGHTED)
     await scheduler.start()
     await scheduler.ticked.wait()
-    await setup.clock.until_sleeping(2)
-    await setup.clock.advance(2)
-    assert setup.notified.waiting == 0
-    await setup.clock.advance(1.1)
-    assert await setup.notified.wait() == ["mail"]
+    await setup.expect_silence_until_due(soon)
 
 
 async def test_locked_row_stalls_nobody_else(setup: Setup) -> None:
@@ -261,10 +272,10 @@ async def test_large_backlogs_go_in_batches(setup: Setup) -> None:
     assert len(ids) == 7
 
 
+@pytest.mark.usefixtures("only_statements_hurry")
 async def test_statements_that_keep_timing_out_shrink_the_batch(setup: Setup, caplog: pytest.LogCaptureFixture) -> None:
     job = setup.due()
-    timing = MaintenanceTiming(interval=timedelta(seconds=5), stagger=timedelta(0), timeout=timedelta(milliseconds=40))
-    scheduler = setup.scheduler(timing=timing)
+    scheduler = setup.scheduler(timing=replace(AT_ONCE, timeout=timedelta(milliseconds=40)))
     with setup.table.conn.transaction():
         setup.table.sql("LOCK TABLE {job} IN ACCESS EXCLUSIVE MODE")
         await scheduler.start()
@@ -275,10 +286,12 @@ async def test_statements_that_keep_timing_out_shrink_the_batch(setup: Setup, ca
         await scheduler.tick_failed.wait()
     assert scheduler.batch_size.current == 1_000
     assert "from now on 1000 rows at a time" in caplog.text
+    scheduler.timing = AT_ONCE
     await setup.next_tick(scheduler)
     assert setup.states() == {job: "available"}
 
 
+@pytest.mark.usefixtures("only_statements_hurry")
 async def test_a_second_pass_that_succeeds_hides_no_timeouts_of_the_first(setup: Setup, scratch_schema: str) -> None:
     setup.schema = setup.table.schema = scratch_schema
     setup.table.sql(
@@ -312,14 +325,14 @@ async def test_notification_without_an_answer_stalls_neither_ticks_nor_timers(
     """As on a connection whose packets go nowhere."""
     monkeypatch.setattr("riverq.maintenance.job_scheduler.NOTIFY_LIMIT", 0.05)
     setup.due(queue="now")
-    setup.due(3, queue="soon")
-    scheduler = setup.scheduler()
+    setup.due(SOON, queue="soon")
+    scheduler = setup.scheduler(timing=FAR_SIGHTED)
     setup.notify_hangs = True
     await scheduler.start()
     assert await setup.notified.wait() == ["now"]
     await scheduler.ticked.wait()
     await setup.clock.until_sleeping(2)
-    await setup.clock.advance(3.1)
+    await setup.clock.advance(SOON + 0.1)
     assert await setup.notified.wait() == ["soon"]
     setup.notify_hangs = False
     setup.due(queue="later")
@@ -329,15 +342,15 @@ async def test_notification_without_an_answer_stalls_neither_ticks_nor_timers(
 
 @pytest.mark.parametrize("error", [PoolExhaustedError("none became free"), RuntimeError("a bug")])
 async def test_timers_outlive_a_notification_that_fails(setup: Setup, error: Exception) -> None:
-    setup.due(2, queue="first")
-    setup.due(3.5, queue="second")
+    setup.due(SOON / 2, queue="first")
+    setup.due(SOON, queue="second")
     setup.notify_error = error
-    scheduler = setup.scheduler()
+    scheduler = setup.scheduler(timing=FAR_SIGHTED)
     await scheduler.start()
     await scheduler.ticked.wait()
     for queue in ("first", "second"):
         await setup.clock.until_sleeping(2)
-        await setup.clock.advance(2)
+        await setup.clock.advance(SOON / 2 + 0.1)
         assert await setup.notified.wait() == [queue]
 
 

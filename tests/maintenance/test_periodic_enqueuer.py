@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Coroutine
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from riverq.job import InsertResult
 from riverq.job_args import RawArgs
 from riverq.periodic import PeriodicJob
 from riverq.schedule import every, never
+from riverq.service import within
 from riverq.unique import UniqueOpts
 from tests.fix_server import audible
 from tests.maintenance.periodic import BEGAN, HOUR, MINUTE, SECOND, Setup, job, setup, table
@@ -215,14 +218,23 @@ async def test_a_failing_run_is_tried_again_with_longer_waits(setup: Setup) -> N
 async def test_a_make_args_that_hangs_is_left_alone_until_it_ends(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("riverq.maintenance.periodic_enqueuer.MAKE_LIMIT", timedelta(milliseconds=30))
-    free, calls = threading.Event(), []
+    limit, patience = 0.03, 60.0
+    entered, free, calls = threading.Event(), threading.Event(), []
 
     def make() -> RawArgs:
         calls.append(1)
-        free.wait(10)
+        entered.set()
+        free.wait(patience)
         return RawArgs("k1", {})
 
+    async def within_once_entered(seconds: float, what: str, operation: Coroutine[Any, Any, object]) -> object:
+        if seconds != limit or entered.is_set():
+            return await within(patience, what, operation)
+        await asyncio.to_thread(entered.wait, patience)  # a machine that stalls may be slow to start the thread
+        return await within(seconds, what, operation)
+
+    monkeypatch.setattr("riverq.maintenance.periodic_enqueuer.MAKE_LIMIT", timedelta(seconds=limit))
+    monkeypatch.setattr("riverq.maintenance.periodic_enqueuer.within", within_once_entered)
     leader = await setup.started(setup.leader(PeriodicJob(every(SECOND), make), job("k2")))
     await setup.pass_time(leader, 1)
     assert setup.seconds("k2") == [1]
@@ -346,7 +358,7 @@ async def test_producers_are_told(setup: Setup) -> None:
     await setup.pass_time(leader, 1)
     told = audible([{"queue": "default"}])
     assert [
-        json.loads(note.payload) for note in setup.table.conn.notifies(timeout=5 if told else 0, stop_after=1)
+        json.loads(note.payload) for note in setup.table.conn.notifies(timeout=20 if told else 0, stop_after=1)
     ] == told
 
 

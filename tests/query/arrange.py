@@ -16,6 +16,7 @@ from riverq.job import JobState
 from riverq.query.job_fetch import ClaimedRow, job_get_available
 from riverq.state import Run
 from tests.fix_database import Transact
+from tests.fix_server import hears
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,6 +26,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 CLAIMED_AT = datetime(2026, 11, 21, 5, 4, 3, 123457, tzinfo=UTC)
 CLAIMED_US = (CLAIMED_AT - EPOCH) // timedelta(microseconds=1)
 DEFAULT_MASK = 245
+MARKER = "riverq test marker"
 
 
 class Caller:
@@ -102,9 +104,26 @@ class Table:
         return found
 
 
+def notified(conn: psycopg.Connection[Any]) -> list[psycopg.Notify]:
+    """What was committed since the last call on the channels that `conn`, in autocommit, listens to.
+
+    Notifications come in the order of their commits: what came before one that is sent now is all that there was.
+    """
+    if not hears():
+        return []
+    marker = "SELECT pg_notify(channel, %s) FROM pg_listening_channels() AS channel LIMIT 1"
+    assert conn.execute(marker, (MARKER,)).rowcount == 1, "the connection listens to nothing"
+    told: list[psycopg.Notify] = []
+    for note in conn.notifies(timeout=30):
+        if note.payload == MARKER:
+            return told
+        told.append(note)
+    raise TimeoutError("the marker was not heard")
+
+
 def payloads(heard: Table) -> list[str]:
-    """What was notified since the last call, on the channels that the fixture `heard` listens to."""
-    return [note.payload for note in heard.conn.notifies(timeout=0.1)]
+    """What was notified since the last call, on the channels that it listens to."""
+    return [note.payload for note in notified(heard.conn)]
 
 
 def job(kind: str = "k", **options: Any) -> InsertParams:

@@ -30,7 +30,7 @@ from riverq.query.tables import Tables, statement
 from tests.fix_database import Transact
 from tests.fix_schema import SchemaPool
 from tests.fix_server import audible
-from tests.query.arrange import CLAIMED_AT, Caller, job, unique
+from tests.query.arrange import CLAIMED_AT, Caller, job, notified, unique
 from tests.query.test_sessions import DECOYS, SETTINGS
 
 LATER = CLAIMED_AT + timedelta(hours=1)
@@ -134,7 +134,7 @@ def test_weird_schemas_are_told_on_their_own_channel(
         with psycopg.connect(database_url, autocommit=True) as listener:
             listener.execute(b"LISTEN " + Identifier(f"{name}.river_control").as_bytes(listener))
             transact(adapter, walk, name)
-            heard = [json.loads(note.payload)["action"] for note in listener.notifies(timeout=0.1)]
+            heard = [json.loads(note.payload)["action"] for note in notified(listener)]
         # Postgres sends equal ones once.
         assert heard == audible(["cancel", "cancel", "pause", "resume", "pause", "metadata_changed"])
     finally:

@@ -25,7 +25,7 @@ from riverq.state import Run
 from tests.fix_database import Transact
 from tests.fix_schema import SchemaPool
 from tests.fix_server import audible
-from tests.query.arrange import CLAIMED_AT, ME, Caller, job, unique
+from tests.query.arrange import CLAIMED_AT, ME, Caller, job, notified, unique
 from tests.query.test_sessions import DECOYS, SETTINGS
 
 LATER = CLAIMED_AT + timedelta(hours=1)
@@ -136,7 +136,7 @@ def test_weird_schemas_are_told_on_their_own_channel(
         with psycopg.connect(database_url, autocommit=True) as listener:
             listener.execute(b"LISTEN " + Identifier(f"{name}.river_insert").as_bytes(listener))
             transact(adapter, walk, name)
-            heard = [json.loads(note.payload) for note in listener.notifies(timeout=0.1)]
+            heard = [json.loads(note.payload) for note in notified(listener)]
         assert heard == audible([{"queue": "default"}])  # Postgres sends equal ones once
     finally:
         schema_pool.drop(name)

@@ -17,7 +17,7 @@ from riverq.query.leader import (
 from riverq.query.statement import sqlstate
 from tests.fix_server import audible
 from tests.query.arrange import CLAIMED_AT as NOW
-from tests.query.arrange import ME, Caller, Table
+from tests.query.arrange import ME, Caller, Table, payloads
 
 TTL = timedelta(seconds=15)
 MICROSECOND = timedelta(microseconds=1)
@@ -96,7 +96,7 @@ def test_resigning_ends_the_term_and_says_so_once(call: Caller, table: Table) ->
     assert call(leader_resign, leader_id="other", elected_at=NOW) is False
     assert call(leader_resign, leader_id=ME, elected_at=NOW) is True
     assert call(leader_get) is None
-    heard = [note.payload for note in table.conn.notifies(timeout=0.2)]
+    heard = payloads(table)
     assert heard == audible(['{"leader_id" : "me", "action" : "resigned"}'])
     assert [json.loads(each)["action"] for each in heard] == audible(["resigned"])
 
@@ -105,8 +105,7 @@ def test_an_id_is_quoted_in_the_payload(call: Caller, table: Table) -> None:
     table.conn.execute(f'LISTEN "{call.schema}.river_leadership"')
     elect(call, 'a"b\\c')
     assert call(leader_resign, leader_id='a"b\\c', elected_at=NOW) is True
-    heard = [json.loads(note.payload) for note in table.conn.notifies(timeout=0.2)]
-    assert heard == audible([{"leader_id": 'a"b\\c', "action": "resigned"}])
+    assert [json.loads(each) for each in payloads(table)] == audible([{"leader_id": 'a"b\\c', "action": "resigned"}])
 
 
 def test_two_bids_at_once_make_one_leader(call: Caller, engine: sa.Engine) -> None:

@@ -197,7 +197,7 @@ async def test_ten_thousand_at_once_for_jobs_that_run_elsewhere(house: House) ->
             if first == 20_000:
                 other.execute("SELECT pg_notify(%s, %s)", (f"{house.rows.schema}.river_control", payload(mine[7])))
     await cancelled(house, mine[7])
-    assert len(producer.control._asked) == 0
+    assert producer.control._asked <= {mine[7]}  # a look for something else may have found its mark before it was heard
     assert sorted(producer.running_ids) == sorted(set(mine) - {mine[7]})
     worker.go_on.set()
     for _ in range(9):
@@ -237,7 +237,7 @@ async def test_of_a_newer_run_of_a_job_that_runs_here_already(house: House, monk
     """The id is known here, as that of the older run; the cancellation is the newer one's all the same."""
     worker = Blocking(house)
     [job_id] = house.rows.insert()
-    producer = house.producer(fetch_cooldown=timedelta(milliseconds=1))
+    producer = house.producer(fetch_poll_interval=NEVER, fetch_cooldown=timedelta(milliseconds=1))
     producer.control.interval = NEVER
     await house.start(house.completer, producer)
     await worker.wait()

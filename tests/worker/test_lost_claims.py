@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -51,7 +52,9 @@ def losing(monkeypatch: pytest.MonkeyPatch) -> Losing:
 
 
 def quick(house: House, **config: Any) -> Producer:
-    return house.producer(**{"fetch_poll_interval": NEVER, "fetch_cooldown": timedelta(milliseconds=1), **config})
+    producer = house.producer(**{"fetch_poll_interval": NEVER, "fetch_cooldown": timedelta(milliseconds=1), **config})
+    producer.control.interval = NEVER
+    return producer
 
 
 async def looks(producer: Producer, monkeypatch: pytest.MonkeyPatch, count: int = 2) -> None:
@@ -93,12 +96,12 @@ async def test_an_answer_that_the_network_lost(
         worker = Blocking(house)
         worker.go_on.set()
         try:
-            producer = quick(house, fetch_timeout=timedelta(milliseconds=500))
+            producer = quick(house)
             await house.start(house.completer, producer)
             assert await producer.claimed.wait() == 0
             proxy.hold()
             [job_id] = house.rows.insert()
-            producer.trigger()
+            producer.reconfigure(replace(producer.config, fetch_timeout=timedelta(milliseconds=500)))
             assert await producer.claimed.wait() == -1
             proxy.release()
             await house.settled.wait()
@@ -219,7 +222,6 @@ async def test_a_cancellation_that_is_heard_during_the_look(
     monkeypatch.setattr(lost_claims, "job_claim_again", cancelled_meanwhile)
     [job_id] = house.rows.insert()
     producer = quick(house)
-    producer.control.interval = NEVER
     await house.start(house.completer, producer)
     await house.settled.wait()
     assert house.rows.get(job_id)["state"] == "cancelled"

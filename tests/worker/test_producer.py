@@ -285,7 +285,7 @@ async def test_a_stop_waits_for_the_jobs_of_a_claim_under_way_too(
     """All jobs that ran at the stop have ended before the claim brings others."""
     worker = Blocking(house)
     house.rows.insert()
-    producer = house.producer(fetch_timeout=timedelta(seconds=30))
+    producer = house.producer(fetch_timeout=timedelta(seconds=30), fetch_poll_interval=NEVER)
     producer.control.interval = NEVER
     await house.start(house.completer, producer)
     await worker.wait()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from riverq.errors import UnavailableError
 from riverq.query.job_fetch import ClaimedRow, job_get_available
 from riverq.query.queue import queue_get
+from riverq.service.timeout import within
 from riverq.worker import producer as producer_module
 from riverq.worker import remote_control
 from riverq.worker.producer import Producer
@@ -99,7 +101,7 @@ async def test_a_pause_between_the_first_read_and_the_listen_is_read(house: Hous
     await house.start(notifier)
     while not await producer.control.read.wait():
         pass
-    assert producer.stats.paused
+    await until(lambda: producer.stats.paused)  # not before the claim that the same LISTEN brought about is over
     await until(lambda: notifier.is_delivering)
 
 
@@ -107,13 +109,17 @@ async def test_a_locked_queue_row_holds_up_neither_the_start_nor_cancellations(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Somebody has paused the queue in a transaction that stays open; touching its row would wait for that."""
-    monkeypatch.setattr(remote_control, "READ_LIMIT", timedelta(milliseconds=100))
+
+    def touching_briefly(seconds: float, what: str, operation: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        return within(0.1 if what.startswith("touching") else seconds, what, operation)
+
     monkeypatch.setattr(remote_control, "TOUCH_AGAIN", timedelta(milliseconds=1))
     house.rows.sql("INSERT INTO QUEUE (name, created_at, updated_at) VALUES ('default', now(), now()) RETURNING name")
     worker = Blocking(house)
     [job_id] = house.rows.insert()
     producer = house.producer()
-    with house.rows.other() as other:
+    with monkeypatch.context() as while_locked, house.rows.other() as other:
+        while_locked.setattr(remote_control, "within", touching_briefly)
         run_sql(other, house.rows.schema, "UPDATE QUEUE SET paused_at = now()")
         await cancelled_by_polling(house, producer, worker, job_id)
         await house.settled.wait()

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
 from math import inf
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
@@ -21,6 +22,9 @@ from riverq.worker.executor import ExecutorConfig
 from riverq.worker.stuck import StuckWatch
 from tests.worker.harness import NEVER, House, Raw, one, run_context, until
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SHORT = timedelta(milliseconds=20)
 ADD = StuckAnswer.ADD_WORKER_SLOT
 
@@ -29,26 +33,44 @@ def stuck_soon(house: House, handler: StuckHandler | None = None) -> None:
     house.executor_config = ExecutorConfig(job_timeout=SHORT, job_stuck_threshold=SHORT, job_stuck_handler=handler)
 
 
+class OneThread(DaemonThreads):
+    """Holds up the event loop until `began` is set: what its thread is late by is nothing of a job's time."""
+
+    def __init__(self, began: threading.Event) -> None:
+        super().__init__(1, name="riverq_job")
+        self._began = began
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future = super().submit(fn, *args, **kwargs)
+        assert self._began.wait(10)
+        return future
+
+
 class Deaf:
-    """A worker that does not hear its timeout, until it is let go; jobs with args are quick."""
+    """A worker of `echo` that does not hear its timeout, until it is let go; jobs of the kind `quick` end at once."""
 
     def __init__(self, house: House, style: str) -> None:
         self.go_on = threading.Event()
-        self.began: list[int] = []
+        self.began = threading.Event()
+        house.threads = OneThread(self.began)
 
         def work(job: Raw) -> None:
-            if not job.args:
-                self.began.append(job.id)
-                assert self.go_on.wait(10)
+            self.began.set()
+            assert self.go_on.wait(10)
 
         async def work_async(job: Raw) -> None:
-            while not job.args and not self.go_on.is_set():
+            while not self.go_on.is_set():
                 try:
                     await asyncio.sleep(0.001)
                 except asyncio.CancelledError:
                     assert job.cancelled.reason == "timeout"
 
+        def quick(job: Raw) -> None: ...
+
+        async def quick_async(job: Raw) -> None: ...
+
         house.workers.work(kind="echo")(work if style == "def" else work_async)
+        house.workers.work(kind="quick", timeout=NO_TIMEOUT)(quick if style == "def" else quick_async)
 
 
 async def test_a_stuck_job_is_told_of_and_another_runs_in_its_stead(
@@ -65,11 +87,10 @@ async def test_a_stuck_job_is_told_of_and_another_runs_in_its_stead(
         return ADD
 
     stuck_soon(house, handler)
-    house.threads = DaemonThreads(1, name="riverq_job")
     deaf = Deaf(house, style)
     [first] = house.rows.insert()
-    [second] = house.rows.insert(args='{"quick": true}')
-    [third] = house.rows.insert(args='{"quick": true}', scheduled_at="2100-01-01")
+    [second] = house.rows.insert(kind="quick")
+    [third] = house.rows.insert(kind="quick", scheduled_at="2100-01-01")
     producer = house.producer(max_workers=1, fetch_poll_interval=NEVER, fetch_cooldown=SHORT)
     await house.start(house.completer, producer)
     assert (await house.settled.wait()).finished.context.claimed.id == second
@@ -96,7 +117,7 @@ async def test_without_an_answer_the_slot_stays_taken(house: House, style: str) 
     stuck_soon(house)
     deaf = Deaf(house, style)
     house.rows.insert()
-    house.rows.insert(args='{"quick": true}')
+    house.rows.insert(kind="quick")
     producer = house.producer(max_workers=1, fetch_poll_interval=SHORT, fetch_cooldown=SHORT)
     await house.start(house.completer, producer)
     await until(lambda: producer.stats.stuck)
@@ -108,16 +129,25 @@ async def test_without_an_answer_the_slot_stays_taken(house: House, style: str) 
 
 
 async def test_a_job_stuck_at_a_stop_is_noticed_and_left(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    stuck_soon(house, lambda job: ADD)
+    stops = threading.Event()
+
+    def handler(job: StuckJob) -> StuckAnswer:
+        assert stops.wait(10)
+        return ADD
+
+    stuck_soon(house, handler)
     deaf = Deaf(house, "def")
     [job_id] = house.rows.insert()
-    house.rows.insert(args='{"quick": true}')
+    house.rows.insert(kind="quick")
     producer = house.producer(max_workers=1)
+    producer._stuck.handled.watch()
     await house.start(house.completer, producer)
-    await until(lambda: deaf.began)
+    await until(deaf.began.is_set)
     stopping = asyncio.create_task(producer.stop())
     await producer.waiting_for_jobs.wait()
-    await until(lambda: producer.stats.stuck)
+    stops.set()
+    assert await producer._stuck.handled.wait() == job_id
+    assert (producer.stats.stuck, house.threads._lent) == (1, 1)
     assert producer.leave() == [job_id]
     await stopping
     assert house.rows.states() == {"running": 1, "available": 1}  # no slot helps a queue that stops

@@ -305,7 +305,8 @@ def test_cancel_reaches_a_client_that_stops(fleet: Place, river: Side, riverq_si
         # The client works nothing any more when it leaves an insert alone that it hears of.
         until(lambda: _is_left_alone(river), "the client to stop fetching")
         river.cancel(job_id)
-        assert [event["kind"] for event in stopping.result() if event.get("job")][-1] == "job_cancelled"
+        of_it = [event["kind"] for event in stopping.result() if event.get("job", {}).get("id") == job_id]
+        assert of_it == ["job_cancelled"]
     _check_cancelled(until_state(fleet, job_id, "cancelled") and river.get(job_id), client.id)
 
 

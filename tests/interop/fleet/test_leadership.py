@@ -179,32 +179,42 @@ def _heard(fleet: Place, count: int = 0) -> list[Row]:
     "leadership", "one leads and renews its term; when it stops, the other hears it and leads at once"
 )
 def test_the_leader_stops(fleet: Place, diary: Diary, giver: Side, taker: Side) -> None:
+    assert any(_is_followed_at_once(fleet, diary, giver, taker) for _ in range(3))
+
+
+def _is_followed_at_once(fleet: Place, diary: Diary, giver: Side, taker: Side) -> bool:
+    """One leads after the other. False where the first ended so late after a bid of the second that the next was near
+    anyway: then it says nothing of what the second hears."""
     first = giver.start(KIND)
     diary.until("elected", first.id)
     second = taker.start(KIND)
     diary.until("bid", second.id)
     fleet.go("listen", name="ear")
-    bid = diary.until_again("bid", second.id)
     diary.until("renewed", first.id)
     assert leader_of(fleet) == first.id
     assert fleet.scalars("SELECT name FROM {schema}.river_leader") == ["default"]
+    bid = diary.until_again("bid", second.id)
     first.stop()
     elected = diary.until("elected", second.id)
-    assert elected.now - bid.now < BETWEEN_BIDS
+    [ended] = diary.entries("ended", leader_id=first.id)
+    is_telling = ended.now - bid.now < BETWEEN_BIDS / 2
+    assert not is_telling or elected.now - bid.now < BETWEEN_BIDS
     second.stop()
     assert fleet.scalars("SELECT leader_id FROM {schema}.river_leader") == []
     # Both tell it in the same bytes.
     payloads = [each["payload"] for each in fleet.go("heard", name="ear", count=2)]
+    fleet.go("unlisten", name="ear")
     assert payloads == [
         f'{{"leader_id" : "{first.id}", "action" : "resigned"}}',
         f'{{"leader_id" : "{second.id}", "action" : "resigned"}}',
     ]
-    assert [(entry.what, entry.leader_id) for entry in diary.entries("elected", "ended")] == [
+    assert [(entry.what, entry.leader_id) for entry in diary.entries("elected", "ended")][-4:] == [
         ("elected", first.id),
         ("ended", first.id),
         ("elected", second.id),
         ("ended", second.id),
     ]
+    return is_telling
 
 
 @pytest.mark.scenario(
@@ -295,12 +305,15 @@ def test_a_leader_is_asked_to_resign(fleet: Place, diary: Diary, giver: Side, ta
 
 
 def _ask_until_heard(diary: Diary, asker: Side, leader_id: str) -> None:
-    """Go's Start returns before it listens, so the first requests may be heard by nobody."""
+    """Go's Start returns before it listens, so the first requests may be heard by nobody.
+
+    Each is given long, because one that is heard late would meet the next term.
+    """
 
     def resigned() -> bool:
         asker.request_resign()
         try:
-            until(lambda: diary.entries("ended", leader_id=leader_id), "the resignation", seconds=0.5)
+            until(lambda: diary.entries("ended", leader_id=leader_id), "the resignation", seconds=5)
         except pytest.fail.Exception:
             return False
         return True

@@ -80,13 +80,16 @@ def test_output_and_metadata_with_every_outcome(river: Side, riverq_side: Side, 
                 end | WRITTEN,
                 max_attempts=end.get("max_attempts", 25),
                 metadata={"tenant": "a", "kept": 1, "deep": {"y": 1}},
-                queue=side.name,
+                queue=f"{side.name}_timeout" if name == "timeout" else side.name,
             )
             for name, end in ENDS.items()
         }
-        with side.working(KIND, queue=side.name, retry_seconds=HOUR, job_timeout_seconds=0.5, max_workers=20) as client:
-            for job_id in ids.values():
-                client.events(1, job_id=job_id)
+        with (
+            side.working(KIND, queue=side.name, retry_seconds=HOUR, max_workers=20) as client,
+            side.working(KIND, queue=f"{side.name}_timeout", retry_seconds=HOUR, job_timeout_seconds=2) as hasty,
+        ):
+            for name, job_id in ids.items():
+                (hasty if name == "timeout" else client).events(1, job_id=job_id)
         rows[side.name] = {name: inserter.get(job_id) for name, job_id in ids.items()}
         assert rows[side.name] == {name: side.get(job_id) for name, job_id in ids.items()}
     for name in ENDS:

@@ -50,8 +50,11 @@ HORIZON = {"job_timeout_seconds": 60, "rescue_seconds": 60, "retry_seconds": 0}
 
 @pytest.mark.scenario("stopping", "a soft stop lets running jobs end and claims nothing; the other side takes the rest")
 def test_soft_stop(giver: Side, taker: Side, adapter: str) -> None:
-    stopping = taker.start(KIND, max_workers=10, fetch_poll_seconds=0.1)
-    running = [giver.insert(KIND, {"outcome": "wait", "output": number}) for number in range(2)]
+    stopping = taker.start(KIND, max_workers=10, fetch_poll_seconds=HOUR)
+    stopping.until_woken_by(giver, KIND)
+    # Inserted at once they are claimed at once: when both have begun no claim is under way that could take the rest.
+    jobs = [{"kind": KIND, "args": {"outcome": "wait", "output": number}} for number in range(2)]
+    running = [each["job"]["id"] for each in giver.insert_rows(jobs)]
     stopping.until_begun(*running)
     begin_to_stop(stopping)
     rest = [giver.insert(KIND) for _ in range(3)]
@@ -60,9 +63,9 @@ def test_soft_stop(giver: Side, taker: Side, adapter: str) -> None:
             other.events(1, kinds=["job_completed"], job_id=job_id)
         assert [giver.get(job_id)["state"] for job_id in running] == ["running"] * 2
         stopping.release()
-        ended = stopping.stop()
-    assert sorted((event["kind"], event["job"]["id"]) for event in ended) == [("job_completed", id_) for id_ in running]
-    rows = {row["id"]: row for row in giver.list().jobs}
+        ended = [(event["kind"], event["job"]["id"]) for event in stopping.stop()]
+    assert sorted(each for each in ended if each[1] >= running[0]) == [("job_completed", id_) for id_ in running]
+    rows = {row["id"]: row for row in giver.list(ids=[*running, *rest]).jobs}
     assert [rows[job_id]["attempted_by"] for job_id in running] == [[stopping.id]] * 2
     assert [rows[job_id]["attempted_by"] for job_id in rest] == [[other.id]] * 3
     assert [(row["state"], row["attempt"]) for row in rows.values()] == [("completed", 1)] * 5
@@ -161,12 +164,19 @@ def test_a_leader_stops(fleet: Place, giver: Side, taker: Side, adapter: str, ca
     until_leader(fleet, leading.id)
     with giver.working(KIND) as following:
         job_id = giver.insert(KIND, {"acts": {}, "outcome": "finish"}) if cancel else giver.insert(KIND)
-        until(lambda: giver.get(job_id)["attempted_by"], "the job to be claimed")
+        # Only claimed is not enough: a client that is stopped hard gives back what it has not begun.
+        both = (leading, following)
+        until(lambda: any(each.marks(mark="began", job_id=job_id) for each in both), "the job to begin")
         fleet.go("listen", name="ear", topics=["river_leadership"])
         leading.stop(cancel=cancel)
         assert until_leader(fleet, following.id) == following.id
         following.release()
-    [resigned] = [each["payload"] for each in fleet.go("unlisten", name="ear") if leading.id in each["payload"]]
+
+    def heard_by(op: str) -> list[str]:
+        return [each["payload"] for each in fleet.go(op, name="ear", count=0) if leading.id in each["payload"]]
+
+    until(lambda: heard_by("heard"), "the resignation to be heard")
+    [resigned] = heard_by("unlisten")
     assert resigned == f'{{"leader_id" : "{leading.id}", "action" : "resigned"}}'
     assert giver.get(job_id)["state"] == "completed"
 
