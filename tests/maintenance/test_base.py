@@ -62,7 +62,7 @@ def fake_ctx(clock: FakeClock) -> ServiceContext:
 def only_statements_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that stalls between two statements, or before an answer is read, runs into no other short limit."""
     monkeypatch.setattr(base, "transaction_limit_set", statement_timeout_set)
-    monkeypatch.setattr(base, "ANSWER_LIMIT", 60.0)
+    monkeypatch.setattr(base, "ANSWER_LIMIT", 20.0)
 
 
 def test_defaults() -> None:
@@ -202,7 +202,7 @@ class TestQuery:
         self, service: Ticking, database_url: str, schema: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its locks go, long before the client is heard of again; then it starts anew."""
-        monkeypatch.setattr(base, "ANSWER_LIMIT", 60.0)
+        monkeypatch.setattr(base, "ANSWER_LIMIT", 20.0)
         began, leave = threading.Event(), threading.Event()
 
         def fall_silent(conn: sa.Connection, schema: str) -> object:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
 from math import inf
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import pytest
 
@@ -53,6 +53,7 @@ class Deaf:
         self.go_on = threading.Event()
         self.began = threading.Event()
         house.threads = OneThread(self.began)
+        house.gates.append(cast("Any", self.go_on))  # an event of threads does as well
 
         def work(job: Raw) -> None:
             self.began.set()
