@@ -194,6 +194,7 @@ class TestResigning:
         payload = '{"leader_id" : "one", "action" : "resigned"}'
         member.elector._heard(payload)
         await clock.advance(60)
+        await clock.until_sleeping()  # had it woken, only after its bid
         assert await fleet.row() is None
         member.elector._heard(payload)
         await member.elector.gained.wait()

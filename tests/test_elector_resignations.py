@@ -105,6 +105,7 @@ class TestEcho:
         await clock.until_sleeping()
         member.elector._heard(ECHO)
         await clock.advance(60)
+        await clock.until_sleeping()  # had it woken, only after its bid
         assert await fleet.row() is None
         member.elector._heard(ECHO)
         await member.elector.gained.wait()

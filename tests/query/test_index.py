@@ -13,6 +13,7 @@ from riverq.driver import load_driver
 from riverq.errors import DatabaseError
 from riverq.query.index import IndexLook, index_drop, index_look, index_rebuild, is_leftover
 from riverq.query.limits import marked, statement_cancel, statement_timeout_set
+from riverq.query.statement import sqlstate
 from tests.fix_database import EngineMaker
 from tests.query.arrange import Caller
 from tests.query.reindexing import SEVEN, Operator, until
@@ -240,6 +241,17 @@ async def test_marked_statement_is_ended_and_no_other(database: OpenDatabase, op
     assert await db.run(statement_cancel, "riverq one") == 0
 
 
+def patiently(ask: Callable[[], str]) -> str:
+    """Ask until the limit that is asked for has not ended the asking: a machine that stalls takes 1 ms for anything."""
+    for _ in range(100):
+        try:
+            return ask()
+        except sa.exc.DBAPIError as error:
+            if sqlstate(error) != "57014":
+                raise
+    raise AssertionError("every statement was ended")
+
+
 @pytest.mark.parametrize(
     ("timeout", "shown"),
     [
@@ -254,5 +266,5 @@ def test_statement_timeout_holds_for_the_transaction_only(call: Caller, timeout:
         conn.exec_driver_sql("SET LOCAL lock_timeout = 0")  # and it holds beyond the next statement
         return str(conn.exec_driver_sql("SHOW statement_timeout").scalar_one())
 
-    assert call(in_one) == shown
+    assert patiently(lambda: call(in_one)) == shown
     assert call(lambda conn, _: str(conn.exec_driver_sql("SHOW statement_timeout").scalar_one())) == "0"
