@@ -36,6 +36,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from riverq.driver import AnyEngine, Driver
 from riverq.driver.failures import let_go, translate
+from riverq.driver.goodbye import close_all
 from riverq.driver.line import Line
 from riverq.driver.turn import Caller, Held, Turn
 from riverq.errors import RiverqError, UnavailableError, UsageError
@@ -215,9 +216,12 @@ class Database:
             self._shared.disposed = True
             for turn in self._shared.turns:
                 turn.is_last = True
-            end = asyncio.ensure_future(self._dispose())
-            await asyncio.wait({end}, timeout=CLOSE_LIMIT)
-            end.cancel()
+            if isinstance(self.engine, AsyncEngine):
+                await close_all(self.engine, CLOSE_LIMIT)
+            else:
+                end = asyncio.wrap_future(self._threads.submit(self.engine.dispose))
+                await asyncio.wait({end}, timeout=CLOSE_LIMIT)
+                end.cancel()
         for threads in self._shared.threads:
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -331,12 +335,6 @@ class Database:
                 f"this client belongs to another event loop: made for {self._shared.loop!r}, used from {running!r} "
                 "(make one client, with an engine of its own, per event loop)"
             )
-
-    async def _dispose(self) -> None:
-        if isinstance(self.engine, AsyncEngine):
-            await self.engine.dispose()
-        else:
-            await asyncio.wrap_future(self._threads.submit(self.engine.dispose))
 
     # -- how it runs: both on the sync face of a connection
 

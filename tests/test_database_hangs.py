@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 import riverq.database
 from riverq.database import Database
@@ -20,7 +22,7 @@ from riverq.driver.line import Line
 from riverq.errors import UnavailableError
 from riverq.service import OperationTimeoutError, within
 from riverq.testing.driver_suite.proxy import SilentProxy
-from tests.fix_database import EngineMaker
+from tests.fix_database import ASYNC_ADAPTERS, EngineMaker
 
 LONG = 20.0
 
@@ -47,6 +49,26 @@ async def test_a_call_whose_answer_is_swallowed_gives_its_slot_back(
             assert await within(LONG, "the call after it", database.run(one)) == 1
         finally:
             await database.close()
+
+
+@pytest.mark.parametrize("adapter", ASYNC_ADAPTERS)
+async def test_goodbyes_that_nobody_answers_leave_no_connection_open(
+    adapter: str, make_engine: EngineMaker, pooled_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg waits for the server to hang up, one connection after the other."""
+    monkeypatch.setattr(riverq.database, "CLOSE_LIMIT", 0.05)
+    url = sa.make_url(pooled_url)
+    async with SilentProxy(url.host or "127.0.0.1", url.port or 5432) as proxy:
+        through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+        engine = make_engine(adapter, url=through, pool_size=3)
+        opened: list[Any] = []
+        sync = engine.sync_engine if isinstance(engine, AsyncEngine) else engine
+        sa.event.listen(sync, "connect", lambda raw, _: opened.append(raw.driver_connection))
+        database = Database(engine, load_driver(engine), schema="any", slots=3, owns_engine=True)
+        await asyncio.gather(*(database.run(one) for _ in range(3)))
+        proxy.silence()
+        await within(LONG, "closing", database.close())
+        assert [each.is_closed() if hasattr(each, "is_closed") else each.closed for each in opened] == [True] * 3
 
 
 @pytest.mark.own_session("the server's end of the connection that the client has")
