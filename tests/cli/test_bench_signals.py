@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -142,6 +145,16 @@ def test_signals_count_too_when_another_thread_is_given_them(database_url: str, 
     assert process.returncode == 130
 
 
+def until_taken(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Wait until one of the process's threads has been given a signal: two at once may go to two, in any order."""
+    status = Path(f"/proc/{process.pid}/status")
+    while status.exists():
+        pending = re.findall(r"(?:Sig|Shd)Pnd:\s*([0-9a-f]+)", status.read_text())
+        if not any(int(each, 16) >> (number - 1) & 1 for each in pending):
+            return
+        time.sleep(0.01)
+
+
 def test_a_third_signal_leaves_when_nobody_reads_any_more(database_url: str, holder: psycopg.Connection) -> None:
     with bench(database_url, "--schema", HELD) as process:
         wait_for(process, "inserting one by one")
@@ -151,6 +164,7 @@ def test_a_third_signal_leaves_when_nobody_reads_any_more(database_url: str, hol
         assert process.stderr is not None
         process.stderr.close()
         process.send_signal(signal.SIGINT)
+        until_taken(process, signal.SIGINT)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 143
 
@@ -163,6 +177,7 @@ def test_a_third_signal_gives_the_terminal_its_cursor_back(database_url: str, ho
         process.send_signal(signal.SIGINT)
         read_until(screen, b"dropping the schema")
         process.send_signal(signal.SIGHUP)
+        until_taken(process, signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
         shown: list[bytes] = []
         read_all(screen, shown)
