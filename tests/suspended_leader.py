@@ -49,7 +49,8 @@ async def lead(url: str, schema: str, *, guarded: bool) -> None:
         writing.append(asyncio.create_task(service(term)))
 
     async def lost() -> None:
-        await asyncio.sleep(2 * NAP)  # a service that takes its time to end, and would write meanwhile
+        # A service that takes its time to end, and would write meanwhile; one that is refused has ended by itself.
+        await asyncio.wait(writing, timeout=20.0 if guarded else 2 * NAP)
         for task in writing:
             task.cancel()
         results = await asyncio.gather(*writing, return_exceptions=True)

@@ -20,8 +20,11 @@ async def close_all(engine: AsyncEngine, limit: float) -> None:
     while cancelled:  # by which it has closed one more of them
         closing = asyncio.create_task(engine.dispose())
         left = deadline - asyncio.get_running_loop().time()
-        await asyncio.wait({closing}, timeout=max(left, 0.01))
-        if closing.cancel():
+        try:
+            await asyncio.wait({closing}, timeout=max(left, 0.01))
+        finally:
+            is_late = closing.cancel()
+        if is_late:
             await asyncio.wait({closing}, timeout=limit)
         cancelled = closing.cancelled()
     if closing.done():

@@ -184,7 +184,7 @@ def test_speaking_to_a_child_that_is_gone_is_its_failure(log: Path, word: str) -
 @pytest.mark.parametrize("line", ["5", "[]", "{}"])
 def test_json_that_is_no_event_is_a_failure(log: Path, line: str) -> None:
     with _shell(f"read task; echo '{line}'; read word", log) as child, pytest.raises(ChildFailed):
-        child.expect("ready", 0.3)
+        child.expect("ready", PATIENCE)
 
 
 def test_a_child_ends_with_the_harness() -> None:
@@ -197,6 +197,6 @@ def test_a_child_ends_with_the_harness() -> None:
         child.stdout.readline()
         child.stdin.close()
         try:
-            child.wait(0.5)
+            child.wait(PATIENCE)
         finally:
             child.kill()

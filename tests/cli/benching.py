@@ -16,7 +16,7 @@ URLS = {
     "asyncpg": "postgresql+asyncpg",
     "pg8000": "postgresql+pg8000",
 }
-QUICK = ("-n", "200", "--duration", "1s")
+QUICK = ("-n", "200", "--duration", "30s")
 
 
 def bench(url: str, *arguments: str) -> subprocess.Popen[str]:

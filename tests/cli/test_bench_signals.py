@@ -35,7 +35,7 @@ def test_a_signal_drops_the_schema(
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert out == ""
-    assert err.splitlines() == [
+    assert err.splitlines()[-2:] == [  # before it, there may be the next phase
         "bench: dropping the schema",
         "riverq: interrupted; schema 'riverq_bench_signalled' is dropped",
     ]
@@ -197,7 +197,7 @@ def test_a_signal_keeps_its_code_when_the_schema_cannot_be_dropped(
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert out == ""
-    dropping, failed, interrupted = err.splitlines()
+    *_, dropping, failed, interrupted = err.splitlines()
     assert dropping == "bench: dropping the schema"
     assert failed.startswith("riverq: the schema cannot be dropped: ")
     assert interrupted.startswith(f"riverq: interrupted; schema '{HELD}' may be left behind (if its comment is ")

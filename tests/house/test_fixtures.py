@@ -80,7 +80,7 @@ async def test_task():
     kept.append(asyncio.create_task(asyncio.sleep(60), name="lost task"))
 
 def test_thread():
-    threading.Thread(target=threading.Event().wait, args=(2,), name="riverq lost thread", daemon=True).start()
+    threading.Thread(target=threading.Event().wait, args=(600,), name="riverq lost thread", daemon=True).start()
 
 def test_connection(database_url):
     kept.append(psycopg.connect(database_url, application_name="lost connection"))

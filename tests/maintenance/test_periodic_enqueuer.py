@@ -218,7 +218,7 @@ async def test_a_failing_run_is_tried_again_with_longer_waits(setup: Setup) -> N
 async def test_a_make_args_that_hangs_is_left_alone_until_it_ends(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limit, patience = 0.03, 60.0
+    limit, patience = 0.03, 30.0
     entered, free, calls = threading.Event(), threading.Event(), []
 
     def make() -> RawArgs:

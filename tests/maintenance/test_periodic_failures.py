@@ -232,7 +232,7 @@ async def test_an_insert_that_was_given_up_writes_nothing_later(setup: Setup, ha
     class Slow:
         def insert(self, params: Sequence[InsertParams], call_next: Next) -> list[InsertResult]:
             loop.call_soon_threadsafe(hangs.set)
-            free.wait(60)
+            free.wait(30)
             try:
                 return call_next(params)
             except BaseException as error:

@@ -27,7 +27,10 @@ def gate(place: Place) -> Iterator[Callable[[int], None]]:
         connection.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
 
         def open_at(count: int) -> None:
-            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = %s"
+            waiting = (
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = %s"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
             pause = Event()
             came = False
             for _ in range(1500):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -48,10 +49,11 @@ def exists(table: Table, name: str) -> bool:
 
 def seen_waiting(call: Caller, application_name: str, wait_type: str) -> Backend:
     """The only backend of that name, as soon as it waits like this; it falls asleep a moment after it answered."""
-    for _ in range(1000):
+    for _ in range(3000):
         [found] = call(backends, application_name)
         if found.wait_type == wait_type:
             break
+        time.sleep(0.01)
     return found
 
 

@@ -56,16 +56,19 @@ class TestFailures:
             await conformance.connected(script)
 
     @pytest.mark.parametrize(
-        ("setting", "sqlstate"), [("lock_timeout = '20ms'", "55P03"), ("statement_timeout = '20ms'", "57014")]
+        ("setting", "sqlstate"), [("lock_timeout = '20ms'", "55P03"), ("statement_timeout = '300ms'", "57014")]
     )
     async def test_timeouts_of_the_server(self, conformance: Conformance, setting: str, sqlstate: str) -> None:
         """Waiting for a lock that is held elsewhere: an ordinary error, after which the connection goes on."""
         lock = sa.text(f"SELECT pg_advisory_xact_lock({int(conformance.name[-8:], 16)})")
 
+        def wait(conn: sa.Connection) -> None:
+            conn.execute(sa.text(f"SET LOCAL {setting}"))  # until the savepoint is rolled back
+            conn.execute(lock)
+
         def script(conn: sa.Connection) -> int:
-            conn.execute(sa.text(f"SET LOCAL {setting}"))
             with pytest.raises(DatabaseError) as caught, translating(conformance.driver), conn.begin_nested():
-                conn.execute(lock)
+                wait(conn)
             assert caught.value.sqlstate == sqlstate
             assert not isinstance(caught.value, UnavailableError)
             return int(conn.execute(sa.text("SELECT 1")).scalar_one())
