@@ -339,9 +339,8 @@ class Producer(Service):
             self._limiter.trigger_in(wait)
 
     def _claim_failed(self, error: Exception) -> None:
-        self.control.claim_ends(())
         self.lost_claims.unanswered()
-        self.control.claim_is_over()
+        self.control.claim_ends()
         self._look_later()
         self._stats.failed_claims += 1
         self.ctx.log.warning("%s: Could not claim jobs (queue=%s, error=%s)", self.name, self.queue, error)
@@ -350,7 +349,7 @@ class Producer(Service):
     async def _begin(self, rows: list[ClaimedRow]) -> None:
         """Register the claimed jobs, look up those that were said to be cancelled meanwhile, and start them all."""
         contexts = [self._register(row) for row in rows]
-        suspects = self.control.claim_ends(row.id for row in rows)
+        suspects = self.control.said_cancelled(row.id for row in rows)
         if suspects:
             try:
                 await self.control.check(suspects)
@@ -363,7 +362,7 @@ class Producer(Service):
             task = asyncio.create_task(self._executor.run(context), name=f"riverq.job.{context.run.job_id}")
             self._slots.begin(task, context)
             task.add_done_callback(self._ended)
-        self.control.claim_is_over()
+        self.control.claim_ends()
         self.claimed.signal(len(rows))
 
     def _register(self, row: ClaimedRow) -> RunContext:

@@ -101,7 +101,6 @@ class RemoteControl:
         self._check_all = False
         self._asked: set[int] = set()
         self._during_claim: set[int] | None = None
-        self._claiming = False
         self._untold: Queue | None = None
         self._touch_due = 0.0
         self._look_due = 0.0
@@ -111,8 +110,8 @@ class RemoteControl:
 
     async def begin(self) -> None:
         """Listen, then make the queue's row and read it, in this order. Raises what the database raises."""
-        self._ended = self._was_read = self._claiming = False
-        self._untold = self.touched_at = None
+        self._ended = self._was_read = False
+        self._during_claim = self._untold = self.touched_at = None
         if self._notifier is not None:
             self._unsubscribe = self._notifier.subscribe(Topic.CONTROL, self._heard, on_gap=self.look_at_everything)
         self._look_due = self._ctx.clock.monotonic() + LOOK_INTERVAL.total_seconds()
@@ -160,18 +159,16 @@ class RemoteControl:
 
     def claim_begins(self) -> None:
         """Begin to keep the ids of all jobs that are said to be cancelled, and what becomes of the queue."""
-        self._claiming = True
         self._during_claim = set()
 
-    def claim_ends(self, job_ids: Iterable[int]) -> list[int]:
-        """Which of the claimed jobs were said to be cancelled meanwhile."""
-        heard, self._during_claim = self._during_claim, None
+    def said_cancelled(self, job_ids: Iterable[int]) -> list[int]:
+        """Which of the claimed jobs were said to be cancelled since the claim began."""
+        heard = self._during_claim
         return [job_id for job_id in job_ids if job_id in heard] if heard else []
 
-    def claim_is_over(self) -> None:
+    def claim_ends(self) -> None:
         """The claimed jobs are among the running ones: tell whether the queue was paused or resumed meanwhile."""
-        self._claiming = False
-        queue, self._untold = self._untold, None
+        queue, self._during_claim, self._untold = self._untold, None, None
         if queue is not None:
             self._tell(queue)
 
@@ -234,7 +231,7 @@ class RemoteControl:
 
     def _set_queue(self, queue: Queue) -> None:
         self.paused = queue.paused_at is not None
-        if self._claiming:
+        if self._during_claim is not None:
             self._untold = queue
         else:
             self._tell(queue)
