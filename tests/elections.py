@@ -32,6 +32,12 @@ PATIENT = replace(FAST, interval=timedelta(hours=1), ttl=timedelta(hours=2))
 """For what must come by notification: polling would come an hour later, long after the test gave up."""
 
 
+def held(timing: ElectorTiming) -> ElectorTiming:
+    """For a clock that the test holds: the wait before a second try, after a slow answer, would not end on it."""
+    ten = timedelta(seconds=10)
+    return replace(timing, operation_timeout=ten, resign_timeouts=(ten,) * 3)
+
+
 class Member:
     """One client's elector, and what it was told, in order."""
 

@@ -15,7 +15,7 @@ from riverq.elector import ElectorTiming, Term
 from riverq.errors import ConfigError
 from riverq.service import TestSignal
 from riverq.testing.fake_clock import FakeClock
-from tests.elections import PATIENT, Fleet, Member
+from tests.elections import PATIENT, Fleet, Member, held
 from tests.fix_database import SESSION_APPLICATION, EngineMaker
 from tests.fix_pgbouncer import Pooler
 from tests.service.stress import stress_start_stop
@@ -29,12 +29,6 @@ async def fleet(database_url: str, make_engine: EngineMaker, schema: str) -> Asy
         fleet = Fleet(conn, make_engine, schema)
         yield fleet
         await fleet.close()
-
-
-def held(timing: ElectorTiming) -> ElectorTiming:
-    """For a clock that the test holds: the wait before a second try, after a slow answer, would not end on it."""
-    ten = timedelta(seconds=10)
-    return replace(timing, operation_timeout=ten, resign_timeouts=(ten,) * 3)
 
 
 def test_defaults() -> None:

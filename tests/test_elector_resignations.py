@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +14,7 @@ from riverq.errors import PoolExhaustedError, UnavailableError
 from riverq.query.leader import leader_attempt_elect, leader_resign
 from riverq.stats import LeaderStats
 from riverq.testing.fake_clock import FakeClock
-from tests.elections import PATIENT, Disturbed, Fleet, Member
+from tests.elections import PATIENT, Disturbed, Fleet, Member, held
 from tests.fix_database import SESSION_APPLICATION, EngineMaker
 
 ECHO = '{"leader_id" : "one", "action" : "resigned"}'
@@ -30,12 +29,6 @@ async def fleet(database_url: str, make_engine: EngineMaker, schema: str) -> Asy
         fleet = Fleet(conn, make_engine, schema)
         yield fleet
         await fleet.close()
-
-
-def held(timing: ElectorTiming) -> ElectorTiming:
-    """For a clock that the test holds: the wait before a second try, after a slow answer, would not end on it."""
-    ten = timedelta(seconds=10)
-    return replace(timing, operation_timeout=ten, resign_timeouts=(ten,) * 3)
 
 
 async def sitting_out(fleet: Fleet, clock: FakeClock) -> Member:
